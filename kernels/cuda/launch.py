@@ -1,0 +1,264 @@
+"""Compile and launch the kernels in `src/`: the only place that talks to CuPy's compiler.
+
+A wrapper prepares its arguments, then calls `launch`. What runs the kernel is `launcher`, which tests replace by one
+that runs the same source on the host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+
+SOURCE_FOLDER = Path(__file__).parent / "src"
+
+# The options of every kernel. CuPy adds the architecture, its include folders and -ftz=true.
+OPTIONS = ("--std=c++17",)
+
+MAX_GRID = (2**31 - 1, 65535, 65535)
+MAX_THREADS = 1024
+DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, once per kernel and device
+
+C_TYPES = {
+    np.dtype(np.float32): "float",
+    np.dtype(np.float64): "double",
+    np.dtype(np.float16): "float16",
+    np.dtype(ml_dtypes.bfloat16): "bfloat16",
+    np.dtype(np.uint8): "uint8",
+    np.dtype(np.int16): "int16",
+    np.dtype(np.int32): "int32",
+    np.dtype(np.int64): "int64",
+    np.dtype(np.bool_): "bool",
+}
+FLOAT_TYPES = ("float", "double", "float16", "bfloat16")
+
+_INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One variant of a kernel: a file in `folder` and the C++ name of a function in it, template arguments included."""
+
+    source: str
+    name: str
+    folder: Path = SOURCE_FOLDER
+
+    def text(self) -> str:
+        """The source with our own headers put in place of their `#include` lines."""
+        return _inlined(self.folder / self.source)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.source})"
+
+
+class Launcher(Protocol):
+    """What runs kernels. `run` gets arguments that `launch` has checked."""
+
+    def is_array(self, value: Any) -> bool: ...
+
+    def device(self, array: Any) -> Any: ...
+
+    def pointer(self, array: Any) -> int: ...
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any: ...
+
+    def run(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[Any],
+        shared_bytes: int,
+        device: Any,
+    ) -> None: ...
+
+
+class CupyLauncher:
+    """Runs kernels on CuPy's arrays: current stream, no synchronisation. CuPy keeps the binaries on disk."""
+
+    def __init__(self) -> None:
+        self._functions: dict[tuple[Kernel, int], Any] = {}
+        self._shared_limits: dict[tuple[Kernel, int], int] = {}
+
+    def is_array(self, value: Any) -> bool:
+        import cupy
+
+        return isinstance(value, cupy.ndarray)
+
+    def device(self, array: Any) -> Any:
+        return array.device
+
+    def pointer(self, array: Any) -> int:
+        return array.data.ptr
+
+    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
+        import cupy
+
+        with like.device:
+            return cupy.empty(tuple(shape), dtype)
+
+    def run(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        args: Sequence[Any],
+        shared_bytes: int,
+        device: Any,
+    ) -> None:
+        with device:
+            function = self.load(kernel, device.id)
+            if shared_bytes > self._shared_limits.get((kernel, device.id), DEFAULT_SHARED_BYTES):
+                function.max_dynamic_shared_size_bytes = shared_bytes
+                self._shared_limits[kernel, device.id] = shared_bytes
+            # CuPy would pass None as a missing argument instead of a null pointer.
+            values = tuple(np.uintp(0) if arg is None else arg for arg in args)
+            function(grid, block, values, shared_mem=shared_bytes)
+
+    def load(self, kernel: Kernel, device_id: int) -> Any:
+        """The compiled kernel on the current device, whose number is `device_id`."""
+        function = self._functions.get((kernel, device_id))
+        if function is None:
+            import cupy
+
+            module = cupy.RawModule(code=kernel.text(), options=OPTIONS, name_expressions=(kernel.name,))
+            try:
+                function = module.get_function(kernel.name)
+            except cupy.cuda.compiler.CompileException as error:
+                raise _compile_error(kernel, error) from error
+            self._functions[kernel, device_id] = function
+        return function
+
+
+launcher: Launcher = CupyLauncher()
+
+
+def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
+    """A new C-contiguous array on the device of the array `like`, with arbitrary contents."""
+    return launcher.empty(shape, dtype, like)
+
+
+def contiguous(array: Any) -> Any:
+    """The array itself where it is C-contiguous and aligned, else a copy that is."""
+    if array.flags.c_contiguous and getattr(array.flags, "aligned", True):
+        return array
+    return array.copy(order="C")
+
+
+def aligned(array: Any, nbytes: int) -> bool:
+    """Whether the first element's address is a multiple of `nbytes`, as vector loads need. A slice may break it."""
+    return launcher.pointer(array) % nbytes == 0
+
+
+def c_type(dtype: Any) -> str:
+    """The name in `common.cuh` of the C++ type of a dtype."""
+    try:
+        return C_TYPES[np.dtype(dtype)]
+    except KeyError:
+        raise TypeError(f"no kernel takes {np.dtype(dtype)}; known are {', '.join(map(str, C_TYPES))}") from None
+
+
+def struct(dtype: np.dtype, **fields: Any) -> np.ndarray:
+    """A C++ struct to be passed by value. `dtype` is made with `align=True`; each of its fields must be given."""
+    if fields.keys() != set(dtype.names or ()):
+        raise TypeError(f"the struct has the fields {dtype.names}, given were {tuple(fields)}")
+    return np.array([tuple(fields[name] for name in dtype.names or ())], dtype)
+
+
+def divide_up(a: int, b: int) -> int:
+    """a / b rounded up: how many tiles of b cover a."""
+    return -(-a // b)
+
+
+def launch(
+    kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_bytes: int = 0
+) -> None:
+    """Run `kernel` on the device of its array arguments.
+
+    `grid` and `block` have one to three dimensions; an empty grid runs nothing. Each argument is a C-contiguous array
+    (passed as a pointer), None (a null pointer), a NumPy scalar of the parameter's exact type, or a `struct`.
+    """
+    if 0 in grid:
+        return
+    grid3, block3 = _three(grid), _three(block)
+    if any(not 1 <= size <= limit for size, limit in zip(grid3, MAX_GRID)):
+        raise ValueError(f"{kernel}: grid {tuple(grid)} is outside CUDA's limits {MAX_GRID}")
+    if min(block3) < 1 or block3[2] > 64 or block3[0] * block3[1] * block3[2] > MAX_THREADS:
+        raise ValueError(f"{kernel}: block {tuple(block)} is outside CUDA's limit of {MAX_THREADS} threads")
+    arrays = [_checked(kernel, position, arg) for position, arg in enumerate(args)]
+    devices = [launcher.device(array) for array in arrays if array is not None]
+    if not devices:
+        raise TypeError(f"{kernel}: needs at least one array argument to know its device")
+    if any(device != devices[0] for device in devices):
+        raise ValueError(f"{kernel}: arrays are on different devices: {', '.join(map(str, devices))}")
+    launcher.run(kernel, grid3, block3, args, shared_bytes, devices[0])
+
+
+def compile_for(kernel: Kernel, arch: str) -> str:
+    """Compile for an architecture such as "sm_90", which needs no device. Returns the log with the resources used."""
+    import io
+
+    from cupy._core.core import assemble_cupy_compiler_options
+    from cupy.cuda import compiler
+
+    # What CuPy itself passes for a RawModule, so that the report is about the code that will run.
+    options = assemble_cupy_compiler_options(OPTIONS)
+    options += ("-ftz=true", f"-arch={arch}", "--device-as-default-execution-space", "-Xptxas", "-v")
+    program = compiler._NVRTCProgram(
+        kernel.text(), kernel.source, name_expressions=(kernel.name,), method="cubin"
+    )
+    log = io.StringIO()
+    try:
+        program.compile(options, log)
+    except compiler.CompileException as error:
+        raise _compile_error(kernel, error, f" for {arch}") from error
+    return log.getvalue()
+
+
+def _compile_error(kernel: Kernel, error: Exception, target: str = "") -> RuntimeError:
+    hint = ""
+    if "could not open source file" in str(error):
+        hint = "\nCUDA's headers are missing: pip install 'adjoint[cuda12]' or 'adjoint[cuda13]'"
+    return RuntimeError(f"{kernel} does not compile{target}:\n{error}{hint}")
+
+
+def _checked(kernel: Kernel, position: int, arg: Any) -> Any:
+    """`arg` where it is an array, None where it is another permitted argument; raises for anything else."""
+    if launcher.is_array(arg):
+        if not arg.flags.c_contiguous:
+            raise ValueError(f"{kernel}: argument {position} is not C-contiguous: shape {arg.shape}, strides {arg.strides}")
+        c_type(arg.dtype)
+        return arg
+    is_struct = isinstance(arg, np.ndarray) and arg.dtype.names is not None and arg.size == 1
+    if arg is None or is_struct or (isinstance(arg, np.generic) and arg.dtype.kind in "biuf"):
+        return None
+    raise TypeError(
+        f"{kernel}: argument {position} is {type(arg).__name__}; expected an array of the launcher, None, a NumPy scalar"
+        " such as np.int32(3), or a one-element structured array"
+    )
+
+
+def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = (*sizes, 1, 1)[:3]
+    return int(x), int(y), int(z)
+
+
+@cache
+def _inlined(path: Path) -> str:
+    # CuPy's cache knows the source's text only: a header left as an #include could change unseen.
+    seen: set[str] = set()
+
+    def replacement(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name in seen:
+            return ""
+        seen.add(name)
+        return _INCLUDE.sub(replacement, (SOURCE_FOLDER / name).read_text())
+
+    return _INCLUDE.sub(replacement, path.read_text())

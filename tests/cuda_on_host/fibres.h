@@ -1,0 +1,339 @@
+// Threads of a CUDA block as fibres of one operating-system thread.
+//
+// setjmp and longjmp switch between fibres; makecontext only starts one. A fibre whose thread has ended runs the next
+// thread that has not begun, so a kernel in which threads never wait needs one fibre and no switch.
+#pragma once
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+struct CudaIndex { unsigned x, y, z; };
+static CudaIndex threadIdx, blockIdx, blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace cuda_on_host {
+
+constexpr size_t kStackBytes = 256 * 1024, kGuardBytes = 64 * 1024;
+
+struct Fibre {
+    jmp_buf place;
+    char* stack = nullptr;
+    size_t stack_bytes = 0;
+    void* fake_stack = nullptr;  // AddressSanitizer's
+};
+
+struct Thread {
+    CudaIndex index;
+    Fibre* fibre = nullptr;  // null before it begins
+    bool ended = false;
+    const char* waits_at = nullptr;  // a function's name; null while it may run
+    const char* file = nullptr;
+    int line = 0;
+    unsigned mask = 0;
+    uint64_t value = 0;     // brought to the meeting
+    int count = 0;          // taken from a meeting of the block
+    uint64_t values[32];    // taken from a meeting of the warp
+};
+
+struct State {
+    Fibre main;
+    std::vector<std::unique_ptr<Fibre>> fibres;
+    std::vector<Fibre*> idle;
+    std::vector<Thread> threads;
+    std::vector<int> ready;  // threads that may run; in plain order those before `next` have been taken
+    size_t next = 0;
+    std::vector<unsigned> blocks;  // order of the blocks
+    size_t block = 0;
+    int ended = 0, arrived = 0;
+    Thread* current = nullptr;
+    Fibre* running = nullptr;
+    unsigned char* shared = nullptr;
+    size_t shared_bytes = 0;
+    uint64_t random = 0;  // zero: plain order
+    void (*body)(const void*) = nullptr;
+    const void* context = nullptr;
+    std::string error;
+};
+static State state;
+
+inline unsigned random_below(unsigned n) {
+    state.random ^= state.random << 13;
+    state.random ^= state.random >> 7;
+    state.random ^= state.random << 17;
+    return unsigned((state.random >> 11) % n);
+}
+
+inline unsigned char* dynamic_shared() { return state.shared; }
+inline int lane() { return int(state.current - state.threads.data()) % 32; }
+
+// ---- switching
+
+[[noreturn]] inline void jump_to(Fibre* to) {
+    state.running = to;
+    _longjmp(to->place, 1);
+}
+
+// Returns when another fibre jumps back here.
+inline __attribute__((noinline)) void switch_to(Fibre* to) {
+    Fibre* const from = state.running;
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from->fake_stack, to->stack, to->stack_bytes);
+#endif
+    if (!_setjmp(from->place)) jump_to(to);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+#endif
+}
+
+[[noreturn]] inline void fail(std::string message) {
+    const CudaIndex b = blockIdx, t = threadIdx;
+    const auto text = [](CudaIndex i) {
+        return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+    };
+    state.error = "block " + text(b) + ", thread " + text(t) + ": " + message;
+    switch_to(&state.main);
+    abort();
+}
+
+void run_threads();
+
+inline void fibre_begins() {
+#ifdef __SANITIZE_ADDRESS__
+    const void* stack;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(nullptr, &stack, &bytes);
+    if (!state.main.stack)  // the first fibre is begun from there
+        state.main.stack = static_cast<char*>(const_cast<void*>(stack)), state.main.stack_bytes = bytes;
+#endif
+    run_threads();
+}
+
+inline Fibre* new_fibre() {
+    auto fibre = std::make_unique<Fibre>();
+    const size_t bytes = kStackBytes + kGuardBytes;
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail("no memory for a fibre's stack");
+    mprotect(memory, kGuardBytes, PROT_NONE);
+    fibre->stack = static_cast<char*>(memory) + kGuardBytes;
+    fibre->stack_bytes = kStackBytes;
+    state.fibres.push_back(std::move(fibre));
+    return state.fibres.back().get();
+}
+
+// Begins `fibre` on its stack; returns when another fibre jumps back here.
+inline __attribute__((noinline)) void start(Fibre* fibre) {
+    Fibre* const from = state.running;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fibre->stack;
+    context.uc_stack.ss_size = fibre->stack_bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, fibre_begins, 0);
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(&from->fake_stack, fibre->stack, fibre->stack_bytes);
+#endif
+    if (!_setjmp(from->place)) {
+        state.running = fibre;
+        setcontext(&context);
+    }
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(from->fake_stack, nullptr, nullptr);
+#endif
+}
+
+// ---- which thread runs next
+
+inline void make_ready(Thread& thread) {
+    thread.waits_at = nullptr;
+    state.ready.push_back(int(&thread - state.threads.data()));
+}
+
+[[noreturn]] inline void fail_stuck() {
+    std::map<std::tuple<std::string, std::string, int>, int> places;
+    for (const Thread& thread : state.threads)
+        if (!thread.ended) ++places[{thread.waits_at, thread.file, thread.line}];
+    std::string message = "divergent barrier: ";
+    for (const auto& [place, count] : places) {
+        const auto& [name, file, line] = place;
+        message += std::to_string(count) + " threads wait in " + name + " (" + file.substr(file.rfind('/') + 1) + ":" +
+                   std::to_string(line) + "), ";
+    }
+    fail(message + std::to_string(state.ended) + " have ended");
+}
+
+inline Thread* take_ready() {
+    if (state.next == state.ready.size()) fail_stuck();
+    int taken;
+    if (state.random) {
+        std::swap(state.ready[random_below(unsigned(state.ready.size()))], state.ready.back());
+        taken = state.ready.back();
+        state.ready.pop_back();
+    } else {
+        taken = state.ready[state.next++];
+    }
+    if (state.next == state.ready.size()) state.ready.clear(), state.next = 0;
+    Thread* thread = &state.threads[size_t(taken)];
+    state.current = thread;
+    threadIdx = thread->index;
+    return thread;
+}
+
+inline void begin_block() {
+    const unsigned i = state.blocks[state.block];
+    blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y};
+    state.ended = state.arrived = 0;
+    state.ready.clear();
+    state.next = 0;
+    for (Thread& thread : state.threads) {
+        thread.fibre = nullptr;
+        thread.ended = false;
+        make_ready(thread);
+    }
+    memset(state.shared, 0xff, state.shared_bytes);  // not-a-number in every floating type
+}
+
+// The calling thread has said what it waits for; others run until it is ready again.
+inline void wait() {
+    Thread* const me = state.current;
+    Thread* const next = take_ready();
+    if (next == me) return;
+    if (next->fibre) return switch_to(next->fibre);
+    if (state.idle.empty()) {
+        next->fibre = new_fibre();
+        return start(next->fibre);
+    }
+    next->fibre = state.idle.back();
+    state.idle.pop_back();
+    switch_to(next->fibre);
+}
+
+// What a fibre does: it runs the current thread, then others.
+inline void run_threads() {
+    for (Fibre* const me = state.running;;) {
+        state.current->fibre = me;
+        state.body(state.context);
+        state.current->ended = true;
+        if (++state.ended == int(state.threads.size())) {
+            if (++state.block == state.blocks.size()) {
+                state.idle.push_back(me);
+                switch_to(&state.main);
+                continue;
+            }
+            begin_block();
+        }
+        Thread* const next = take_ready();
+        if (next->fibre) {
+            state.idle.push_back(me);
+            switch_to(next->fibre);
+        }
+    }
+}
+
+// ---- meetings
+
+inline bool same_place(const Thread& a, const Thread& b) {
+    return b.waits_at && a.line == b.line && a.mask == b.mask && !strcmp(a.waits_at, b.waits_at) && !strcmp(a.file, b.file);
+}
+
+// Waits for all threads of the block at the same line; returns in how many of them `value` was true.
+inline int meet_block(const char* name, uint64_t value, const char* file, int line) {
+    Thread& me = *state.current;
+    me.waits_at = name, me.file = file, me.line = line, me.mask = 0, me.value = value;
+    if (++state.arrived == int(state.threads.size())) {
+        int count = 0;
+        for (const Thread& thread : state.threads) {
+            if (!same_place(me, thread)) fail_stuck();
+            count += thread.value != 0;
+        }
+        state.arrived = 0;
+        for (Thread& thread : state.threads) thread.count = count, make_ready(thread);
+    }
+    wait();
+    return me.count;
+}
+
+// Waits for the lanes in `mask` at the same line; returns what each of them brought.
+inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value, const char* file, int line) {
+    Thread& me = *state.current;
+    const size_t position = size_t(&me - state.threads.data()), first = position / 32 * 32;
+    const size_t lanes = state.threads.size() - first;
+    if (!(mask >> (position - first) & 1)) fail(std::string(name) + " is called by a lane that is not in its mask");
+    if (lanes < 32 && mask >> lanes) fail(std::string(name) + ": the mask names lanes that the block does not have");
+    me.waits_at = name, me.file = file, me.line = line, me.mask = mask, me.value = value;
+    bool all = true;
+    for (size_t i = 0; i < 32; ++i)
+        if (mask >> i & 1) all = all && same_place(me, state.threads[first + i]);
+    if (all) {
+        for (size_t i = 0; i < 32; ++i)
+            if (mask >> i & 1) me.values[i] = state.threads[first + i].value;
+        for (size_t i = 0; i < 32; ++i) {
+            if (!(mask >> i & 1)) continue;
+            Thread& lane = state.threads[first + i];
+            if (&lane != &me) memcpy(lane.values, me.values, sizeof me.values);
+            make_ready(lane);
+        }
+    }
+    wait();
+    return me.values;
+}
+
+// ---- a launch. Returns null, or what went wrong.
+
+inline const char* run_grid(const unsigned* sizes, size_t shared_bytes, uint64_t seed, void (*body)(const void*),
+                            const void* context) {
+    gridDim = {sizes[0], sizes[1], sizes[2]};
+    blockDim = {sizes[3], sizes[4], sizes[5]};
+    state.random = seed;
+    state.body = body, state.context = context;
+    state.error.clear();
+    state.threads.resize(size_t(blockDim.x) * blockDim.y * blockDim.z);
+    for (unsigned i = 0; i < state.threads.size(); ++i)
+        state.threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+    state.blocks.resize(size_t(gridDim.x) * gridDim.y * gridDim.z);
+    for (unsigned i = 0; i < state.blocks.size(); ++i) state.blocks[i] = i;
+    for (size_t i = state.blocks.size(); seed && i > 1; --i)
+        std::swap(state.blocks[i - 1], state.blocks[random_below(unsigned(i))]);
+    // A block of its own, so that AddressSanitizer sees accesses beyond its end.
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, shared_bytes ? shared_bytes : 1)) return "no memory for dynamic shared memory";
+    state.shared = static_cast<unsigned char*>(memory), state.shared_bytes = shared_bytes;
+    state.block = 0;
+    begin_block();
+    state.running = &state.main;
+    take_ready();
+    if (state.idle.empty()) {
+        start(new_fibre());
+    } else {
+        Fibre* const fibre = state.idle.back();
+        state.idle.pop_back();
+        switch_to(fibre);
+    }
+    free(memory);
+    if (state.error.empty()) return nullptr;
+    // Fibres that still wait are given up, with their stacks.
+    for (const auto& fibre : state.fibres) {
+#ifdef __SANITIZE_ADDRESS__
+        __asan_unpoison_memory_region(fibre->stack, fibre->stack_bytes);
+#endif
+        munmap(fibre->stack - kGuardBytes, kStackBytes + kGuardBytes);
+    }
+    state.fibres.clear();
+    state.idle.clear();
+    return state.error.c_str();
+}
+
+}  // namespace cuda_on_host

@@ -1,0 +1,198 @@
+"""The host build of the CUDA sources: what it means, and that its checks find mistakes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cuda_on_host import (
+    CudaOnHostError,
+    HostLauncher,
+    device_fixture,
+    installed,
+    needs_compiler,
+    run_under_sanitizers,
+    sanitizing,
+)
+
+from adjoint.kernels.cuda import launch
+
+FOLDER = Path(__file__).parent / "cuda_on_host"
+AFFINE = np.dtype([("scale", np.float32), ("offset", np.int64)], align=True)
+FLOATS = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+
+cuda_device = device_fixture()
+
+
+def run(name, grid, block, *args, shared_bytes=0):
+    launch.launch(launch.Kernel("checks.cu", name, FOLDER), grid, block, args, shared_bytes)
+
+
+def test_right_kernels_are_right_on_every_device(cuda_device):
+    x = np.arange(512, dtype=np.float32)
+    sums = launch.empty((4,), np.float32, cuda_device.put(x))
+    run("block_sums", (4,), (128,), cuda_device.put(x), sums)
+    np.testing.assert_array_equal(cuda_device.get(sums), x.reshape(4, 128).sum(1))
+
+    rows = np.arange(600, dtype=np.int32)
+    reversed_rows = cuda_device.put(np.zeros_like(rows))
+    run("reverse_rows", (6,), (100,), cuda_device.put(rows), reversed_rows, shared_bytes=400)
+    np.testing.assert_array_equal(cuda_device.get(reversed_rows), rows.reshape(6, 100)[:, ::-1].ravel())
+
+
+def test_every_thread_and_block_runs_once_with_its_indices(cuda_device):
+    y = cuda_device.put(np.zeros(24 * 12, np.int32))
+    run("where_am_i", (4, 3, 2), (2, 3, 2), y)
+    expected = np.add.outer(1000 * np.arange(24), np.arange(12)).ravel()
+    np.testing.assert_array_equal(cuda_device.get(y), expected)
+
+
+def test_warp_and_block_functions(cuda_device):
+    y = cuda_device.put(np.zeros((32, 8), np.int32))
+    run("warp_functions", (1,), (32,), y)
+    lane = np.arange(32)
+    columns = cuda_device.get(y).T
+    np.testing.assert_array_equal(columns[0], 50 + 0 * lane)
+    np.testing.assert_array_equal(columns[1], 10 * np.where(lane < 3, lane, lane - 3))
+    np.testing.assert_array_equal(columns[2], 10 * np.where(lane % 8 > 5, lane, lane + 2))
+    np.testing.assert_array_equal(columns[3], 10 * (lane ^ 1))
+    np.testing.assert_array_equal(columns[4].view(np.uint32), sum(1 << i for i in range(0, 32, 3)))
+    np.testing.assert_array_equal(columns[5], 2 + 0 * lane)
+    np.testing.assert_array_equal(columns[6], 107 + 0 * lane)
+    np.testing.assert_array_equal(columns[7], np.where(lane < 16, 15 - lane, 47 - lane))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_structs_and_every_float_type(cuda_device, dtype):
+    x = np.linspace(-3, 3, 37).astype(dtype)
+    y = launch.empty(x.shape, dtype, cuda_device.put(x))
+    f = launch.struct(AFFINE, scale=0.5, offset=-2)
+    run(f"affine<{launch.c_type(dtype)}>", (2,), (32,), cuda_device.put(x), y, f, np.int32(37))
+    computed_in = np.float64 if dtype is np.float64 else np.float32
+    expected = (x.astype(computed_in) * computed_in(0.5) - computed_in(2)).astype(dtype)
+    np.testing.assert_array_equal(cuda_device.get(y).astype(np.float64), expected.astype(np.float64))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_conversions_agree_with_numpy_for_all_bit_patterns(dtype):
+    halves = np.arange(2**16, dtype=np.uint16).view(dtype)
+    patterns = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        finite = np.sort(halves[np.isfinite(halves)].astype(np.float64))
+    between = (finite[:-1] + finite[1:]) / 2
+    with installed(HostLauncher()), np.errstate(all="ignore"):
+        for x in (halves.astype(np.float32), patterns, between.astype(np.float32)):
+            y = _converted_on_host(x, dtype)
+            np.testing.assert_array_equal(y.astype(np.float32), x.astype(dtype).astype(np.float32))
+        widened = _converted_on_host(halves, np.float32)
+        np.testing.assert_array_equal(widened, halves.astype(np.float32))
+
+
+def _converted_on_host(x, dtype):
+    y = np.empty(x.shape, dtype)
+    name = f"convert<{launch.c_type(x.dtype)}, {launch.c_type(dtype)}>"
+    run(name, (launch.divide_up(x.size, 256),), (256,), x, y, np.int32(x.size))
+    return y
+
+
+@needs_compiler
+def test_optional_pointer():
+    x = np.arange(8, dtype=np.float32)
+    with installed(HostLauncher()):
+        for bias in (None, np.ones(8, np.float32)):
+            y = launch.empty((8,), np.float32, x)
+            run("optional", (1,), (8,), x, bias, y)
+            np.testing.assert_array_equal(y, x if bias is None else x + 1)
+
+
+@needs_compiler
+def test_new_arrays_and_dynamic_shared_memory_hold_nan():
+    with installed(HostLauncher()):
+        like = np.zeros(1)
+        for dtype in FLOATS:
+            assert np.isnan(launch.empty((2, 3), dtype, like).astype(np.float64)).all()
+        y = np.zeros(32, np.int32)
+        run("read_beyond_dynamic_shared", (1,), (32,), y, shared_bytes=128)
+        assert (y == -1).all()
+
+
+# ---- mistakes are found
+
+
+@needs_compiler
+def test_a_missing_barrier_shows():
+    x = np.arange(64, dtype=np.int32) + 1000
+    y = np.zeros_like(x)
+    with installed(HostLauncher()):
+        run("missing_barrier", (1,), (64,), x, y)
+        assert (y != np.roll(x, -32)).any()
+        run("missing_barrier_hidden_by_order", (1,), (64,), x, y)
+        assert (y == x[np.arange(64) // 2]).all()
+    with installed(HostLauncher(seed=1)):
+        run("missing_barrier_hidden_by_order", (1,), (64,), x + 1, y)
+        assert (y != x[np.arange(64) // 2] + 1).any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("divergent_barrier", r"divergent barrier: 40 threads wait in __syncthreads \(checks.cu:\d+\), 24 have ended"),
+        ("barriers_at_two_places", r"divergent barrier: 40 threads .*, 24 threads wait in __syncthreads .*, 0 have ended"),
+        ("shuffle_without_all_lanes", r"divergent barrier: 60 threads wait in __shfl_sync .*, 4 have ended"),
+    ],
+)
+def test_threads_that_cannot_meet_are_an_error_and_the_next_launch_works(name, message, seed):
+    y = np.zeros(64, np.int32)
+    with installed(HostLauncher(seed=seed)):
+        for _ in range(2):
+            with pytest.raises(CudaOnHostError, match=message):
+                run(name, (1,), (64,), y)
+        run("reverse_rows", (1,), (64,), np.arange(64, dtype=np.int32), y, shared_bytes=256)
+    np.testing.assert_array_equal(y, np.arange(64)[::-1])
+
+
+@needs_compiler
+def test_arguments_must_have_the_exact_types_of_the_parameters():
+    x, y = np.zeros(8, np.float32), np.zeros(8, np.float32)
+    f = launch.struct(AFFINE, scale=1, offset=0)
+    with installed(HostLauncher()):
+        for args in ([x, y.astype(np.float64), f, np.int32(8)], [x, y, f, np.int64(8)], [x, y, f], [x, y, np.float32(1), np.int32(8)]):
+            with pytest.raises(TypeError, match="its parameters are"):
+                run("affine<float>", (1,), (8,), *args)
+
+
+MISTAKES = {
+    "write_beyond_array": ("heap-buffer-overflow", lambda: ((np.zeros(63, np.int32), np.int32(63)), 0)),
+    "write_beyond_shared": ("overflow|out of bounds", lambda: ((np.zeros(64, np.int32), np.int32(4)), 0)),
+    "write_beyond_shared_of_template<float>": (
+        "global-buffer-overflow|insufficient space", lambda: ((np.zeros(64, np.float32), np.int32(4)), 0)),
+    "read_beyond_dynamic_shared": ("heap-buffer-overflow", lambda: ((np.zeros(64, np.int32),), 252)),
+    "signed_overflow": ("signed integer overflow", lambda: ((np.zeros(64, np.int32), np.int32(65536)), 0)),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MISTAKES)
+def test_sanitizers_find(name):
+    if sanitizing():
+        args, shared_bytes = MISTAKES[name][1]()
+        with installed(HostLauncher(sanitize=True)):
+            run(name, (1,), (64,), *args, shared_bytes=shared_bytes)
+        return
+    result = run_under_sanitizers(f"{__file__}::test_sanitizers_find[{name}]")
+    assert result.returncode != 0
+    assert re.search(MISTAKES[name][0], result.stdout + result.stderr), result.stdout + result.stderr
+
+
+@needs_compiler
+@pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
+def test_right_kernels_pass_under_sanitizers():
+    result = run_under_sanitizers(__file__, "-k", "every_device or once or functions or structs or optional or meet")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "passed" in result.stdout
