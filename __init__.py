@@ -1,0 +1,121 @@
+"""adjoint: gradients and neural networks for NumPy and CuPy arrays."""
+
+from .engine import cuda
+from .engine.backend import Device as device
+from .engine.dtypes import (
+    bfloat16,
+    double,
+    float16,
+    float32,
+    float64,
+    get_default_dtype,
+    half,
+    int8,
+    int16,
+    int32,
+    int64,
+    long,
+    promote_types,
+    set_default_dtype,
+    short,
+    uint8,
+)
+from .engine.dtypes import bool_ as bool
+from .engine.dtypes import float32 as float
+from .engine.dtypes import int32 as int
+from .engine.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from .engine.operations.arithmetic import (
+    add,
+    div,
+    eq,
+    floor_divide,
+    ge,
+    gt,
+    le,
+    lt,
+    maximum,
+    minimum,
+    mul,
+    ne,
+    neg,
+    pow,
+    remainder,
+    sub,
+    where,
+)
+from .engine.operations.conversion import (
+    clone,
+)
+from .engine.operations.elementwise import (
+    abs,
+    acos,
+    asin,
+    atan,
+    ceil,
+    clamp,
+    cos,
+    cosh,
+    exp,
+    exp2,
+    expm1,
+    floor,
+    isfinite,
+    isinf,
+    isnan,
+    log,
+    log1p,
+    log2,
+    log10,
+    logical_not,
+    reciprocal,
+    relu,
+    rsqrt,
+    sigmoid,
+    sign,
+    sin,
+    sinh,
+    sqrt,
+    square,
+    tan,
+    tanh,
+    trunc,
+)
+from .engine.operations.reduction import (
+    all,
+    amax,
+    amin,
+    any,
+    argmax,
+    argmin,
+    cumsum,
+    logsumexp,
+    max,
+    mean,
+    min,
+    norm,
+    prod,
+    std,
+    sum,
+    var,
+)
+from .engine.operations.shape import (
+    broadcast_tensors,
+    broadcast_to,
+    flatten,
+    flip,
+    movedim,
+    permute,
+    ravel,
+    reshape,
+    roll,
+    squeeze,
+    t,
+    transpose,
+    tril,
+    triu,
+    unflatten,
+    unsqueeze,
+)
+from .engine.tensor import Tensor
+
+__version__ = "0.1.0"

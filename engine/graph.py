@@ -1,0 +1,212 @@
+"""The backward pass: gradients walk from the outputs through the recorded nodes to the leaves.
+
+Nodes carry a number that falls with time, and a node's inputs were always made before it. Taking the smallest number
+from a heap therefore visits each node once, after all that used its outputs, without recursion.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from .backend import array_module
+from .grad_mode import mode
+from .operation import Edge, Operation
+from .tensor import Tensor, wrap
+
+_leaf_order = itertools.count(1)
+
+
+class AccumulateGrad(Operation):
+    """The end of the walk: adds what arrives to `grad` of a leaf, which it does not keep alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.leaf = weakref.ref(tensor)
+        self.edges = []
+        self.needs_input_grad = ()
+        self.order = next(_leaf_order)  # after all recorded nodes: its gradients have been summed by then
+        self.saved_entries = self.hooks = self.outputs = None
+
+    def accumulate(self, grad: Tensor) -> None:
+        """Add `grad` to the leaf's; the first is copied, since its array may serve other tensors too."""
+        tensor = self.leaf()
+        if tensor is None:
+            return
+        known = tensor.grad
+        if mode.grad and grad.requires_grad:  # create_graph: the sum must stay differentiable
+            tensor.grad = grad if known is None else known + grad
+        elif known is None:
+            tensor.grad = wrap(grad._data.copy())
+        else:
+            known._data += grad._data
+            known._versions[0] += 1
+        if self.hooks is not None:
+            for hook in self.hooks.of("accumulated"):
+                hook(tensor)
+
+
+def leaf_edge(tensor: Tensor) -> Edge:
+    """The edge of a leaf: what arrives there accumulates in `tensor.grad`."""
+    return Edge(AccumulateGrad(tensor), 0, tensor._data.shape, tensor._data.dtype)
+
+
+def keep_gradient(tensor: Tensor) -> None:
+    """Have the walk fill `tensor.grad` when it passes the output that `tensor` is."""
+    reference, edge = weakref.ref(tensor), tensor._edge
+    assert edge is not None
+
+    def keep(grad: Tensor) -> None:
+        kept = reference()
+        if kept is not None:
+            kept.grad = grad if kept.grad is None else kept.grad + grad
+
+    edge.node.own_hooks().add("keep", edge.index, keep)
+
+
+def run(
+    roots: Sequence[tuple[Edge, Tensor]], targets: Sequence[Edge] | None = None, retain_graph: bool = False
+) -> list[Tensor | None]:
+    """Walk back from `roots` (edges with their gradients).
+
+    Without `targets` the gradients accumulate in the leaves. With them, only what leads there is computed, nothing
+    accumulates, and the targets' gradients are returned, None where none arrived. In grad mode the walk is recorded.
+    """
+    results: list[Tensor | None] = [None] * len(targets or ())
+    route = None if targets is None else _Route([edge.node for edge, _ in roots], targets)
+    nodes: dict[int, Operation] = {}
+    gradients: dict[int, list[Tensor | None]] = {}
+    heap: list[int] = []
+    arriving: list[tuple[Edge, Tensor]] = list(roots)
+    while True:
+        for edge, grad in arriving:
+            node, index, shape, dtype = edge
+            order = node.order
+            waiting = gradients.get(order)
+            if waiting is None:
+                waiting = gradients[order] = [None] if node.outputs is None else [None] * len(node.outputs)
+                nodes[order] = node
+                heapq.heappush(heap, order)
+            known = waiting[index]
+            waiting[index] = grad if known is None else known + grad
+        if not heap:
+            return results
+        order = heapq.heappop(heap)
+        node, grads = nodes.pop(order), gradients.pop(order)
+        if node.hooks is not None:
+            grads = _run_hooks_before(node, grads)
+        if route is not None:
+            for index, position in route.wanted.get(node, ()):
+                results[position] = grads[index]
+            if not route.passes_through(node):
+                arriving = []
+                continue
+        elif type(node) is AccumulateGrad:
+            node.accumulate(grads[0])  # type: ignore[arg-type]
+            arriving = []
+            continue
+        arriving = _step(node, grads, route)
+        if not retain_graph:
+            node.release()
+
+
+def _step(node: Operation, grads: list[Tensor | None], route: _Route | None) -> list[tuple[Edge, Tensor]]:
+    """Pass one node: what leaves it, and along which edges."""
+    if node.outputs is not None and None in grads:
+        grads = _with_zeros(node, grads)
+    edges, needed = node.edges, node.needs_input_grad
+    if route is not None:
+        edges = [edge if edge is not None and edge.node in route.leading else None for edge in edges]
+        node.needs_input_grad = [edge is not None for edge in edges]
+    try:
+        inputs = node.backward(*grads)  # type: ignore[arg-type]
+    finally:
+        node.needs_input_grad = needed
+    if type(inputs) is not tuple:
+        inputs = (inputs,)
+    if len(inputs) != len(edges):
+        raise RuntimeError(f"backward of {node.name} returned {len(inputs)} gradients for {len(edges)} inputs")
+    if node.hooks is not None:
+        for hook in node.hooks.of("after"):
+            inputs = _replaced(hook(inputs, tuple(grads)), inputs)
+    if mode.watchers:
+        for watcher in mode.watchers:
+            watcher.passed_backward(node, inputs)
+    leaving = []
+    for edge, grad in zip(edges, inputs, strict=True):
+        if edge is not None and grad is not None:
+            if grad._data.shape != edge.shape or grad._data.dtype is not edge.dtype:
+                grad = _fit(node, grad, edge)
+            leaving.append((edge, grad))
+    return leaving
+
+
+def _fit(node: Operation, grad: Tensor, edge: Edge) -> Tensor:
+    """`grad` summed down to the shape of a broadcast input and in its dtype: the one place where this is done."""
+    shape = grad._data.shape
+    if shape != edge.shape:
+        extra = len(shape) - len(edge.shape)
+        if extra < 0 or any(b not in (a, 1) for a, b in zip(shape[extra:], edge.shape, strict=True)):
+            raise RuntimeError(f"backward of {node.name} returned a gradient of shape {shape}, expected {edge.shape}")
+        dims = [i for i, size in enumerate(shape) if i < extra or edge.shape[i - extra] != size]
+        if dims:
+            grad = grad.sum(dim=dims, keepdim=True)
+        grad = grad.reshape(edge.shape)
+    return grad if grad._data.dtype == edge.dtype else grad.to(edge.dtype)
+
+
+def _with_zeros(node: Operation, grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Zeros for the outputs that no gradient reached."""
+    if not node.materializes_grads:
+        return grads
+    module = array_module(next(grad for grad in grads if grad is not None)._data)
+    assert node.outputs is not None
+    return [
+        wrap(module.zeros(shape, dtype)) if grad is None else grad
+        for grad, (shape, dtype) in zip(grads, node.outputs, strict=True)
+    ]
+
+
+def _run_hooks_before(node: Operation, grads: list[Tensor | None]) -> list[Tensor | None]:
+    assert node.hooks is not None
+    for index, grad in enumerate(grads):
+        if grad is None:
+            continue
+        for hook in node.hooks.of("before_output", index):
+            grad = _replaced(hook(grad), grad)
+        for hook in node.hooks.of("keep", index):
+            hook(grad)
+        grads[index] = grad
+    for hook in node.hooks.of("before"):
+        grads = list(_replaced(hook(tuple(grads)), grads))
+    return grads
+
+
+def _replaced(answer: Any, given: Any) -> Any:
+    return given if answer is None else answer
+
+
+class _Route:
+    """The nodes from which some target can be reached."""
+
+    def __init__(self, roots: list[Operation], targets: Sequence[Edge]) -> None:
+        self.wanted: dict[Operation, list[tuple[int, int]]] = {}
+        for position, edge in enumerate(targets):
+            self.wanted.setdefault(edge.node, []).append((edge.index, position))
+        self.leading: set[Operation] = set(self.wanted)
+        reached = set(roots)
+        stack = list(reached)
+        while stack:
+            for edge in stack.pop().edges:
+                if edge is not None and edge.node not in reached:
+                    reached.add(edge.node)
+                    stack.append(edge.node)
+        for node in sorted(reached, key=lambda node: -node.order):  # the oldest first: inputs before what used them
+            if self.passes_through(node):
+                self.leading.add(node)
+
+    def passes_through(self, node: Operation) -> bool:
+        """Whether a target lies behind `node`."""
+        return any(edge is not None and edge.node in self.leading for edge in node.edges)

@@ -1,0 +1,389 @@
+"""Tensor: one NumPy or CuPy array, and where its gradient goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import backend
+from .backend import Device
+from .dtypes import as_dtype, get_default_dtype, is_floating
+from .grad_mode import mode
+
+if TYPE_CHECKING:
+    from .hooks import RemovableHandle
+    from .operation import Edge, Operation
+
+
+class View:
+    """How a tensor that shows another's memory comes from it: operations with their settings, from the base on."""
+
+    __slots__ = ("base", "steps", "version")
+
+    def __init__(self, base: Tensor, steps: tuple[tuple[type[Operation], dict[str, Any]], ...], version: int) -> None:
+        self.base = base
+        self.steps = steps
+        self.version = version  # the memory's version for which the tensor's edge holds
+
+    def replay(self, source: Tensor) -> Tensor:
+        """The same view of `source`, which has the base's shape."""
+        for operation, settings in self.steps:
+            source = operation.apply(source, **settings)
+        return source
+
+
+class Tensor:
+    """An n-dimensional array that can be differentiated.
+
+    `Tensor(data)` shares an array and converts anything else. Methods and operators are PyTorch's; they are the
+    functions of `adjoint.engine.operations`, attached there by `public`.
+    """
+
+    # Class attributes are the defaults, so that making a tensor sets only what differs: it happens at every operation.
+    _data: Any
+    _versions: list[int]  # one count of in-place changes, shared by all views of a memory
+    _edge: Edge | None = None
+    _view: View | None = None
+    grad: Tensor | None = None
+
+    __array_ufunc__ = None  # so that `array + tensor` becomes tensor.__radd__
+    __hash__ = object.__hash__
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        self._data = as_array(data)
+        self._versions = [0]
+        if requires_grad:
+            self.requires_grad = True
+
+    if TYPE_CHECKING:  # the methods that `public` attaches
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    # ---- the array
+
+    @property
+    def data(self) -> Any:
+        """The NumPy or CuPy array itself. Setting it counts as a change in place."""
+        return self._data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        array = as_array(value)
+        if self._edge is not None and array.dtype.kind not in "fV":
+            raise TypeError(f"data: a tensor that requires a gradient needs a floating dtype, got {array.dtype}")
+        if array is not self._data:
+            self._data, self._view = array, None
+            if self._edge is not None and self.is_leaf:
+                self._edge = self._edge._replace(shape=array.shape, dtype=array.dtype)
+        self._versions[0] += 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of elements along each dimension."""
+        return self._data.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self._data.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the elements, a NumPy dtype."""
+        return self._data.dtype
+
+    @property
+    def device(self) -> Device:
+        """Where the array lives."""
+        return backend.device_of(self._data)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the array lives on a GPU."""
+        return not isinstance(self._data, np.ndarray)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self._data.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return self._data.nbytes
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the number of elements along `dim`."""
+        return self._data.shape if dim is None else self._data.shape[dim]
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self._data.ndim
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self._data.size
+
+    nelement = numel
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self._data.dtype.itemsize
+
+    def stride(self, dim: int | None = None) -> Any:
+        """Steps between neighbours along each dimension, or along `dim`, in elements."""
+        strides = tuple(step // self._data.dtype.itemsize for step in self._data.strides)
+        return strides if dim is None else strides[dim]
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie in memory in C order without gaps."""
+        return bool(self._data.flags.c_contiguous)
+
+    def is_floating_point(self) -> bool:
+        """Whether the dtype is a floating one."""
+        return is_floating(self._data.dtype)
+
+    def data_ptr(self) -> int:
+        """The address of the first element."""
+        return self._data.ctypes.data if isinstance(self._data, np.ndarray) else self._data.data.ptr
+
+    # ---- out of the tensor
+
+    def numpy(self) -> np.ndarray:
+        """The NumPy array that this tensor wraps (shared). It must be on the CPU and need no gradient."""
+        if self.requires_grad:
+            raise RuntimeError("numpy: this tensor requires a gradient; use tensor.detach().numpy()")
+        if self.is_cuda:
+            raise TypeError(f"numpy: this tensor is on {self.device}; use tensor.cpu().numpy()")
+        return self._data
+
+    def item(self) -> Any:
+        """The only element as a Python number; on a GPU this waits for its work."""
+        if self._data.size != 1:
+            raise RuntimeError(f"item: expected a tensor of one element, got shape {self.shape}")
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        """The elements as nested lists of Python numbers."""
+        return self._data.tolist()
+
+    def __bool__(self) -> bool:
+        if self._data.size != 1:
+            raise RuntimeError(f"the truth of a tensor of shape {self.shape} is ambiguous: use any() or all()")
+        return bool(self._data.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self._data.dtype.kind not in "iub":
+            raise TypeError(f"only an integer tensor of one element is an index, got dtype {self.dtype}")
+        return int(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
+
+    def __len__(self) -> int:
+        if not self._data.ndim:
+            raise TypeError("len() of a 0-d tensor")
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self._data.ndim:
+            raise TypeError("iteration over a 0-d tensor")
+        return iter([self[i] for i in range(len(self._data))])
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self._data.ndim == 0 else object.__format__(self, spec)
+
+    def __repr__(self) -> str:
+        from .printing import tensor_repr
+
+        return tensor_repr(self)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError("__dlpack__: this tensor requires a gradient; use tensor.detach()")
+        return self._data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._data.__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if not self.is_cuda:
+            raise AttributeError("__cuda_array_interface__: this tensor is on the CPU")
+        if self.requires_grad:
+            raise RuntimeError("__cuda_array_interface__: this tensor requires a gradient; use tensor.detach()")
+        return self._data.__cuda_array_interface__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that a user made can be pickled or deep-copied; use detach() first")
+        return _rebuild, (type(self), backend.transfer(self._data, backend.CPU), str(self.device), self.requires_grad)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that a user made can be deep-copied; use detach().clone() first")
+        copy = memo[id(self)] = _rebuild(type(self), self._data.copy(), None, self.requires_grad)
+        if self.grad is not None:
+            copy.grad = wrap(self.grad._data.copy())
+        return copy
+
+    # ---- the gradient
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to this tensor. Can be set on leaves."""
+        return (self._edge if self._view is None else self._current_edge()) is not None
+
+    @requires_grad.setter
+    def requires_grad(self, needed: bool) -> None:
+        if bool(needed) == self.requires_grad:
+            return
+        if not self.is_leaf:
+            raise RuntimeError("requires_grad can only be changed on leaves; use detach() for a tensor without gradient")
+        if needed and not is_floating(self._data.dtype):
+            raise RuntimeError(f"requires_grad: only floating tensors have gradients, got dtype {self.dtype}")
+        from .graph import leaf_edge
+
+        self._edge = leaf_edge(self) if needed else None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set `requires_grad` and return the tensor."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def grad_fn(self) -> Operation | None:
+        """The node of the operation that made this tensor, None for a leaf."""
+        edge = self._edge if self._view is None else self._current_edge()
+        return None if edge is None or not edge.node.edges else edge.node
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return self.grad_fn is None
+
+    @property
+    def output_nr(self) -> int:
+        """Which output of `grad_fn` this is."""
+        return 0 if self._edge is None else self._edge.index
+
+    @property
+    def _version(self) -> int:
+        return self._versions[0]
+
+    def _current_edge(self) -> Edge | None:
+        """The edge of a view, made anew after a change of the memory that it shows."""
+        view = self._view
+        if view is not None and view.version != self._versions[0]:
+            if view.base.requires_grad:
+                before, mode.grad = mode.grad, True
+                try:
+                    self._edge = view.replay(view.base)._edge
+                finally:
+                    mode.grad = before
+            view.version = self._versions[0]
+        return self._edge
+
+    def backward(
+        self,
+        gradient: Any = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Sequence[Tensor] | Tensor | None = None,
+    ) -> None:
+        """Add the gradient of this tensor to `grad` of the leaves it came from (only of `inputs` where given)."""
+        from .gradients import backward
+
+        backward(self, gradient, retain_graph, create_graph, inputs)
+
+    def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+        """Call `hook(grad)` when the gradient of this tensor is known; what it returns replaces the gradient."""
+        edge = self._edge if self._view is None else self._current_edge()
+        if edge is None:
+            raise RuntimeError("register_hook: this tensor does not require a gradient")
+        return edge.node.own_hooks().add("before_output", edge.index, hook)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call `hook(tensor)` after a gradient was added to `grad` of this leaf."""
+        if self._edge is None or not self.is_leaf:
+            raise RuntimeError("register_post_accumulate_grad_hook: expected a leaf that requires a gradient")
+        return self._edge.node.own_hooks().add("accumulated", 0, hook)
+
+    def retain_grad(self) -> None:
+        """Have backward fill `grad` of this tensor although it is not a leaf."""
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad: this tensor does not require a gradient")
+        if not self.is_leaf and not self.__dict__.get("retains_grad"):
+            from .graph import keep_gradient
+
+            keep_gradient(self)
+            self.retains_grad = True
+
+    def detach(self) -> Tensor:
+        """The same array without a gradient. It shares the version count, so changing it is noticed."""
+        return wrap(self._data, None, self._versions)
+
+    def detach_(self) -> Tensor:
+        """Cut this tensor from the graph."""
+        if self._view is not None:
+            raise RuntimeError("detach_: this tensor is a view; use detach()")
+        self._edge = None
+        return self
+
+
+def wrap(array: Any, edge: Edge | None = None, versions: list[int] | None = None) -> Tensor:
+    """A Tensor over `array`, which must be a NumPy or CuPy array: no check, no conversion."""
+    tensor = Tensor.__new__(Tensor)
+    tensor._data = array
+    tensor._versions = [0] if versions is None else versions
+    if edge is not None:
+        tensor._edge = edge
+    return tensor
+
+
+def as_array(data: Any, dtype: Any = None) -> Any:
+    """The array of a tensor, an array itself, or anything else as a new array on the default device."""
+    if isinstance(data, Tensor):
+        array = data._data
+    elif backend.is_array(data):
+        array = np.asarray(data) if isinstance(data, np.generic) else data
+    else:
+        array = _from_python(data)
+        dtype = dtype or (get_default_dtype() if array.dtype.kind == "f" else None)
+        if (device := backend.default_device()).type != "cpu":
+            array = backend.transfer(array if dtype is None else array.astype(as_dtype(dtype)), device)
+    dtype = as_dtype(array.dtype if dtype is None else dtype)
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _from_python(data: Any) -> np.ndarray:
+    """Nested lists of numbers, arrays or tensors as one NumPy array; float32 arrays inside stay float32."""
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return backend.transfer(value._data, backend.CPU)
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    try:
+        array = np.asarray(plain(data))
+    except ValueError as error:
+        raise ValueError(f"tensor: expected numbers in a regular shape ({error})") from error
+    if array.dtype.kind not in "biufV":
+        raise TypeError(f"tensor: expected numbers, got {type(data).__name__} that NumPy reads as {array.dtype}")
+    return array
+
+
+def _rebuild(kind: type[Tensor], array: Any, device: str | None, requires_grad: bool) -> Tensor:
+    tensor = kind.__new__(kind)
+    Tensor.__init__(tensor, array if device is None else backend.transfer(array, backend.as_device(device)), requires_grad)
+    return tensor
