@@ -81,9 +81,23 @@ def cuda_is_available() -> bool:
     return True
 
 
-@functools.cache
+_chosen: Device | None = None
+
+
+def set_default_device(device: str | Device | None) -> None:
+    """Make new tensors on `device` from now on; None returns to what ADJOINT_BACKEND says."""
+    global _chosen
+    _chosen = None if device is None else as_device(device)
+
+
 def default_device() -> Device:
-    """The device of new tensors, from ADJOINT_BACKEND = numpy | cupy | auto (CuPy where a GPU answers, else NumPy)."""
+    """The device of new tensors: what `set_default_device` said, else what ADJOINT_BACKEND says."""
+    return _chosen or _device_from_environment()
+
+
+@functools.cache
+def _device_from_environment() -> Device:
+    """ADJOINT_BACKEND = numpy | cupy | auto (CuPy where a GPU answers, else NumPy)."""
     choice = os.environ.get("ADJOINT_BACKEND", "auto")
     if choice not in _CHOICES:
         raise ValueError(f"ADJOINT_BACKEND: expected one of {', '.join(_CHOICES)}, got {choice!r}")

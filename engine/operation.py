@@ -22,7 +22,9 @@ differentiated. A gradient may keep the shape and dtype of a broadcast or promot
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -50,6 +52,9 @@ class Edge(NamedTuple):
     dtype: np.dtype
 
 
+make_edge: Callable[[tuple[Any, ...]], Edge] = functools.partial(tuple.__new__, Edge)  # skips NamedTuple's own __new__
+
+
 class Saved(NamedTuple):
     """What a node keeps of a tensor: its array, where its gradient goes, and its version when it was saved."""
 
@@ -57,6 +62,10 @@ class Saved(NamedTuple):
     edge: Edge | None
     versions: list[int]
     version: int
+
+
+_make_saved: Callable[[tuple[Any, ...]], Saved] = functools.partial(tuple.__new__, Saved)
+_new = object.__new__
 
 
 class Operation:
@@ -198,9 +207,12 @@ class Operation:
 def _as_output(ctx: Operation, array: Any, index: int, recorded: bool) -> Tensor:
     if isinstance(array, np.generic):  # NumPy returns scalars where an array of no dimensions is meant
         array = np.asarray(array)
+    tensor = _new(Tensor)
+    tensor._data = array
+    tensor._versions = [0]
     if recorded and array.dtype.kind in "fV":  # V: bfloat16
-        return wrap(array, Edge(ctx, index, array.shape, array.dtype))
-    return wrap(array)
+        tensor._edge = make_edge((ctx, index, array.shape, array.dtype))
+    return tensor
 
 
 def _pack(kept: list[Any], inputs: Any, edges: list[Edge | None], output: Any) -> None:
@@ -215,7 +227,7 @@ def _pack(kept: list[Any], inputs: Any, edges: list[Edge | None], output: Any) -
                 continue
         else:
             value, edge = (output[~entry] if type(output) is tuple else output), ~entry  # type: ignore[assignment]
-        kept[i] = Saved(value._data, edge, value._versions, value._versions[0])
+        kept[i] = _make_saved((value._data, edge, value._versions, value._versions[0]))
 
 
 def _link_view(output: Tensor, source: Any, operation: type[Operation], settings: dict[str, Any]) -> None:
