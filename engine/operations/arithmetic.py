@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..backend import array_module, is_array
 from ..dtypes import get_default_dtype, is_floating
 from ..operation import Operation
@@ -230,12 +232,20 @@ class Where(Operation):
 
     def forward(ctx, a: Any, b: Any) -> Any:
         ctx.save_arrays(ctx.condition)
+        if not hasattr(b, "dtype") and b == 0 and isinstance(a, np.ndarray) and a.shape == ctx.condition.shape:
+            return _kept_where(ctx.condition, a)
         return array_module(ctx.condition).where(ctx.condition, a, b)
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (condition,) = ctx.saved
         need_a, need_b = ctx.needs_input_grad
         return where(condition, grad, 0.0) if need_a else None, where(condition, 0.0, grad) if need_b else None
+
+
+def _kept_where(condition: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """x where the condition holds, else 0: by bits, as NumPy's `where` takes a branch for each element."""
+    bits = np.dtype(f"i{x.dtype.itemsize}")
+    return np.asarray(x.view(bits) & -condition.astype(bits)).view(x.dtype)
 
 
 @public(method=False)
