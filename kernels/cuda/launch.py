@@ -141,6 +141,8 @@ launcher: Launcher = CupyLauncher()
 
 def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
     """A new C-contiguous array on the device of the array `like`, with arbitrary contents."""
+    if not launcher.is_array(like):
+        raise TypeError(f"the CUDA kernels take CuPy arrays, got {type(like).__module__}.{type(like).__name__}")
     return launcher.empty(shape, dtype, like)
 
 

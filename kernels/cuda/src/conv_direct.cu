@@ -1,0 +1,71 @@
+// Convolution without tiles, one output for each thread or block: the reference, and the better choice where groups are
+// too narrow to fill a tile (depthwise).
+#include "conv.cuh"
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    gather_direct(const T* __restrict__ source, const T* __restrict__ filter, const T* __restrict__ bias,
+                  T* __restrict__ target, Gather g) {
+    const int32 plane = g.out_h * g.out_w;
+    const int64 planes = g.pixels / plane * g.groups * g.rows;
+    for (int64 index = global_index(); index < planes * plane; index += grid_size()) {
+        const int64 row_of_all = index / plane;  // (n, group, m)
+        const Digits row = Digits::of(int32(row_of_all % (g.groups * g.rows)), g.groups, g.rows);
+        const int32 pixel = int32(index - row_of_all * plane);
+        const int32 i = pixel / g.out_w, j = pixel - i * g.out_w;
+        const int64 image = row_of_all / (g.groups * g.rows);
+
+        const int32 source_plane = g.source_h * g.source_w;
+        const T* of_channel = source + (image * g.groups + row.middle) * g.channels * source_plane;
+        const T* f = filter + g.filter_first + row.middle * g.filter_group + row.low * g.filter_row;
+        const int32 h0 = i * g.step_h + g.first_h, w0 = j * g.step_w + g.first_w;
+        Accumulator<T> sum = bias ? widen(bias[row.middle * g.rows + row.low]) : 0;
+        for (int32 c = 0; c < g.channels; ++c, of_channel += source_plane, f += g.filter_channel) {
+            for (int32 r = 0; r < g.taps_h; ++r) {
+                const int32 h = h0 + r * g.tap_h;
+                if (uint32(h) >= uint32(g.source_h)) continue;
+                for (int32 s = 0; s < g.taps_w; ++s) {
+                    const int32 w = w0 + s * g.tap_w;
+                    if (uint32(w) >= uint32(g.source_w)) continue;
+                    sum += widen(of_channel[h * g.source_w + w]) * widen(f[r * g.filter_h + s * g.filter_w]);
+                }
+            }
+        }
+        target[row_of_all * g.target_plane + g.target_first + i * g.target_h + j * g.target_w] = narrow<T>(sum);
+    }
+}
+
+// One block for each weight and part of the positions. The order of summation depends on the block's size only.
+template <class T>
+__global__ void __launch_bounds__(256)
+    weight_grad_direct(const T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ dw,
+                       Accumulator<T>* __restrict__ partial, WeightGrad g) {
+    const int32 taps = g.taps_h * g.taps_w, weights = g.groups * g.rows * g.channels * taps;
+    const int32 weight = int32(blockIdx.x % weights), split = int32(blockIdx.x / weights);
+    const Digits tap = Digits::of(weight % taps, g.taps_h, g.taps_w);
+    const Digits channel = Digits::of(weight / taps, g.rows, g.channels);  // (group, m, c)
+
+    const int32 plane = g.out_h * g.out_w, source_plane = g.source_h * g.source_w;
+    const int32 h0 = tap.middle * g.dilation_h + g.first_h, w0 = tap.low * g.dilation_w + g.first_w;
+    const int64 begin = split * g.part + threadIdx.x, end = min(g.pixels, (split + 1) * g.part);
+    const Digits stride = Digits::of(int32(blockDim.x), g.out_h, g.out_w);
+    Digits at = position_of(begin, g.out_h, g.out_w);
+    Accumulator<T> sum = 0;
+    for (int64 pixel = begin; pixel < end; pixel += blockDim.x, at.add(stride, g.out_h, g.out_w)) {
+        const int32 h = at.middle * g.stride_h + h0, w = at.low * g.stride_w + w0;
+        if (!inside(h, w, g.source_h, g.source_w)) continue;
+        const int64 image = int64(at.high) * g.groups + channel.high;
+        const T left = dy[(image * g.rows + channel.middle) * plane + at.middle * g.out_w + at.low];
+        const T right = x[(image * g.channels + channel.low) * source_plane + h * g.source_w + w];
+        sum += widen(left) * widen(right);
+    }
+
+    __shared__ Accumulator<T> of_warps[256 / kWarpSize];
+    sum = warp_sum(sum);
+    if (threadIdx.x % kWarpSize == 0) of_warps[threadIdx.x / kWarpSize] = sum;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int32 warp = 1; warp < int32(blockDim.x) / kWarpSize; ++warp) sum += of_warps[warp];
+    if (g.splits == 1) dw[weight] = narrow<T>(sum);
+    else partial[int64(split) * weights + weight] = sum;
+}
