@@ -1,5 +1,31 @@
 """Every differentiable operation, by family. Importing this package attaches their methods to Tensor."""
 
-from . import arithmetic, conversion, elementwise, reduction, shape
+from . import (
+    arithmetic,
+    conversion,
+    creation,
+    elementwise,
+    gathering,
+    indexing,
+    joining,
+    linalg,
+    reduction,
+    sampling,
+    shape,
+    slicing,
+)
 
-__all__ = ["arithmetic", "conversion", "elementwise", "reduction", "shape"]
+__all__ = [
+    "arithmetic",
+    "conversion",
+    "creation",
+    "elementwise",
+    "gathering",
+    "indexing",
+    "joining",
+    "linalg",
+    "reduction",
+    "sampling",
+    "shape",
+    "slicing",
+]
