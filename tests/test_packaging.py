@@ -72,7 +72,8 @@ def test_the_wheel_names_its_licence_and_needs(wheel):
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     lines = wheel.read(name).decode().splitlines()
     assert "License-Expression: MIT" in lines
-    needs = {line.split(": ")[1].split(">")[0] for line in lines if line.startswith("Requires-Dist") and ";" not in line}
+    always = [line for line in lines if line.startswith("Requires-Dist: ") and ";" not in line]
+    needs = {line.removeprefix("Requires-Dist: ").partition(">")[0] for line in always}
     assert needs == {"numpy", "safetensors", "ml_dtypes"}
 
 
@@ -89,14 +90,16 @@ def test_import_leaves_the_heavy_and_the_optional_alone():
     assert run.returncode == 0, run.stderr
     imported = set(run.stdout.split())
     assert "adjoint" in imported
-    assert not imported & {"cupy", "cupyx", "cupy_backends", "matplotlib", "sklearn", "scipy", "torch", "tqdm"}
+    heavy = {"cupy", "cupyx", "cupy_backends", "matplotlib", "sklearn", "scipy", "torch", "tqdm"}
+    assert not imported & heavy
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_help_lists_every_target():
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
     listed = [line.split()[1] for line in done.stdout.splitlines()]
-    assert set(listed) >= {"demo", "test", "test-gpu", "lint", "bench", "bench-gpu", "kernels", "clean", "help"}
+    wanted = {"demo", "test", "test-gpu", "lint", "bench", "bench-gpu", "kernels", "clean", "help"}
+    assert set(listed) >= wanted
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

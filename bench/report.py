@@ -1,0 +1,174 @@
+"""Rows as a table for people and as JSON for programs, and the goals they are held to."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .case import Goal
+from .ceilings import Ceilings
+from .library import THREADS, Library
+from .runner import Row
+from .timing import geometric_mean
+
+COLUMNS = ("operation", "shape", "dtype", "precision", "ours", "peer", "ratio", "floor", "of floor", "error")
+LEFT = 4  # so many columns are text, the others numbers
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """Three digits with a prefix: 12.3 µs, 1.20 MB; a dash for None."""
+    if value is None:
+        return "–"
+    scales = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")) if unit == "B" else ()
+    scales += ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")) if unit == "s" else ()
+    factor, prefix = next(((f, p) for f, p in scales if abs(value) >= f), scales[-1])
+    number = value / factor
+    digits = 0 if number >= 100 else 1 if number >= 10 else 2
+    return f"{number:.{digits}f} {prefix}{unit}"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The row as text, in the order of COLUMNS."""
+    return (
+        row.operation,
+        row.shape,
+        row.dtype,
+        row.precision,
+        quantity(row.ours.median, row.unit),
+        quantity(row.peer.median if row.peer else None, row.unit),
+        "–" if row.ratio is None else f"{row.ratio:.2f}",
+        quantity(row.floor, row.unit),
+        "–" if row.part_of_floor is None else f"{row.part_of_floor:.0%}",
+        "–" if row.error is None else f"{row.error:.0e}",
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows under one heading, in columns as wide as they need."""
+    lines = [COLUMNS, *map(cells, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+
+    def text(line: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if i < LEFT else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([text(lines[0]), text(["─" * width for width in widths]), *map(text, lines[1:])])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An operation over its rows: ours over the peer's in the geometric mean, or our number; its goal."""
+
+    operation: str
+    rows: int
+    reached: float
+    goal: float | None
+    unit: str  # "×", or that of the rows for a goal without a peer
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        return None if self.goal is None else self.reached <= self.goal
+
+    def __str__(self) -> str:
+        def number(value: float) -> str:
+            return f"{value:.2f}×" if self.unit == "×" else quantity(value, self.unit)
+
+        mean = f" (geometric mean of {self.rows})" if self.rows > 1 else ""
+        what = "of the peer's" if self.unit == "×" else "ours"
+        goal = "" if self.goal is None else f", goal ≤ {number(self.goal)}: {'met' if self.met else 'missed'}"
+        return f"{self.operation}: {number(self.reached)} {what}{mean}{goal}"
+
+
+def verdicts(rows: Sequence[Row], goals: Sequence[Goal]) -> list[Verdict]:
+    """For each operation its mean against the peer, and for goals in seconds or bytes our own number."""
+    result = []
+    for operation in dict.fromkeys(row.operation for row in rows):
+        same = [row for row in rows if row.operation == operation]
+        wanted = next((goal for goal in goals if goal.operation == operation), Goal(operation))
+        ratios = [1 / row.ratio for row in same if row.ratio]
+        if ratios:
+            result.append(Verdict(operation, len(ratios), geometric_mean(ratios), wanted.ratio, "×"))
+        if wanted.value is not None:
+            worst = max(row.ours.median for row in same)
+            result.append(Verdict(operation, 1, worst, wanted.value, same[0].unit))
+    return result
+
+
+def describe_machine(ours: Library, peer: Library | None, ceilings: Ceilings) -> dict[str, Any]:
+    """Device, versions, threads and ceilings."""
+    names = ("numpy", "cupy-cuda12x", "cupy-cuda13x")
+    versions = {name: metadata.version(name) for name in names if _installed(name)}
+    versions |= {library.name: library.version for library in (ours, peer) if library is not None}
+    return {
+        "device": device_name(ours.device),
+        "threads": THREADS,
+        "tf32": "off on both sides",
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions,
+        "bandwidth_bytes_per_s": ceilings.bandwidth,
+        "matmul_operations_per_s": ceilings.rates,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def headline(machine: dict[str, Any]) -> str:
+    """The machine in a few lines, and a warning where others are at work on it."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    matmul = machine["matmul_operations_per_s"]
+    rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in matmul.items())
+    bandwidth = machine["bandwidth_bytes_per_s"] / 1e9
+    load, threads = machine["load"], machine["threads"]
+    busy = load is not None and load > 0.5 * threads
+    warning = f"\nload average {load:.1f} at the start: others use this machine, expect noise" if busy else ""
+    return (
+        f"{machine['device']}, {threads} threads on both sides, TF32 {machine['tf32']}\n{versions}\n"
+        f"ceilings measured here: copy {bandwidth:,.1f} GB/s, matmul {rates}{warning}"
+    )
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's own name."""
+    if device == "cuda":
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    return f"{model} ({os.cpu_count()} processors)"
+
+
+def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], judged: Sequence[Verdict]) -> None:
+    """Everything that was measured."""
+    entries = []
+    for row in rows:
+        entry = asdict(row) | {"ratio": row.ratio, "part_of_floor": row.part_of_floor}
+        entry["ours"] = row.ours._asdict()
+        entry["peer"] = row.peer and row.peer._asdict()
+        entries.append(entry)
+    summaries = [asdict(verdict) | {"met": verdict.met} for verdict in judged]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine, "rows": entries, "summaries": summaries}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
