@@ -1,0 +1,99 @@
+"""Anomaly detection: an error at the operation that makes the first NaN, with the line that called it."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from types import FrameType
+from typing import Any, NamedTuple
+
+from . import grad_mode, graph
+from .backend import array_module, is_array
+from .grad_mode import Watcher
+from .tensor import Tensor
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_OURS = tuple(os.path.join(_PACKAGE, folder, "") for folder in ("engine", "nn", "kernels"))
+
+
+class _Place(NamedTuple):
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        source = linecache.getline(self.file, self.line).strip()
+        return f'File "{self.file}", line {self.line}, in {self.function}' + (
+            f"\n    {source}" if source else ""
+        )
+
+
+def _calling_place() -> tuple[_Place | None, bool]:
+    """The innermost frame outside the package, and whether a backward pass lies between it and here."""
+    frame: FrameType | None = sys._getframe(1)
+    in_backward = False
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_OURS):
+            return _Place(code.co_filename, frame.f_lineno, code.co_name), in_backward
+        in_backward = in_backward or code is graph.run.__code__
+        frame = frame.f_back
+    return None, in_backward
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_has_nan(item) for item in value)
+    array = value._data if isinstance(value, Tensor) else value
+    if not is_array(array):
+        return isinstance(array, float) and array != array
+    return array.dtype.kind in "fV" and bool(array_module(array).isnan(array).any())
+
+
+class detect_anomaly(Watcher):
+    """A context in which the first NaN that an operation makes, forward or backward, is a RuntimeError.
+
+    The error names the operation and shows the line of the program that called it. Each result is looked at,
+    on a GPU waiting for it, so this is for debugging. `check_nan=False` only notes the lines.
+    """
+
+    def __init__(self, check_nan: bool = True) -> None:
+        self.check_nan = check_nan
+
+    def passed_forward(self, operation: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Note the line that called `operation`; raise where it made a NaN."""
+        place, in_backward = _calling_place()
+        operation.called_at = place
+        # Inside a backward, a NaN may yet be masked away: there only what a whole backward returns counts.
+        if self.check_nan and not in_backward and _has_nan(output) and not _has_nan(inputs):
+            raise RuntimeError(
+                f"{operation.name} made NaN from inputs without NaN; it was called at\n  {place}"
+            )
+
+    def passed_backward(self, operation: Any, grads: Any, returned: tuple[Any, ...]) -> None:
+        """Raise where the backward of `operation` made a NaN."""
+        if not self.check_nan or not _has_nan(returned) or _has_nan(grads):
+            return
+        wrong = ", ".join(str(i) for i, grad in enumerate(returned) if _has_nan(grad))
+        place = getattr(operation, "called_at", None)
+        called = f"it was called at\n  {place}" if place else "detect_anomaly() around forward shows where"
+        raise RuntimeError(
+            f"backward of {operation.name} made NaN in the gradient of input {wrong} "
+            f"from gradients without NaN; {called}"
+        )
+
+
+class set_detect_anomaly:
+    """Switch anomaly detection of this thread on or off from now on; as a context, until its end."""
+
+    def __init__(self, mode: bool, check_nan: bool = True) -> None:
+        self._before = grad_mode.mode.watchers
+        others = tuple(watcher for watcher in self._before if not isinstance(watcher, detect_anomaly))
+        grad_mode.mode.watchers = (*others, detect_anomaly(check_nan)) if mode else others
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        grad_mode.mode.watchers = self._before
