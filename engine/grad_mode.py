@@ -14,8 +14,8 @@ class Watcher:
     def passed_forward(self, operation: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """`operation` has run on `inputs`; it is a node of the graph where `output` requires a gradient."""
 
-    def passed_backward(self, operation: Any, grads: tuple[Any, ...]) -> None:
-        """The backward of `operation` has returned `grads`."""
+    def passed_backward(self, operation: Any, grads: Any, returned: tuple[Any, ...]) -> None:
+        """The backward of `operation` has turned `grads`, of its outputs, into `returned`, of its inputs."""
 
     def __enter__(self) -> Any:
         mode.watchers = (*mode.watchers, self)

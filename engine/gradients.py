@@ -8,7 +8,7 @@ from typing import Any
 from .backend import array_module
 from .dtypes import is_floating
 from .grad_mode import set_grad_enabled
-from .graph import run
+from .graph import AccumulateGrad, run
 from .operation import Edge
 from .tensor import Tensor, wrap
 
@@ -34,11 +34,14 @@ def backward(
     if not targets:
         raise RuntimeError("backward: inputs must not be empty")
     edges = [_edge_of("backward", i, tensor) for i, tensor in enumerate(targets)]
-    for tensor, gradient in zip(
-        targets, _walk("backward", tensors, grad_tensors, edges, retain_graph, create_graph), strict=True
-    ):
-        if gradient is not None:
-            tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+    for tensor in targets:
+        tensor.retain_grad()  # the walk fills what is no leaf
+    results = _walk("backward", tensors, grad_tensors, edges, retain_graph, create_graph)
+    arrived = {edge.node: gradient for edge, gradient in zip(edges, results, strict=True) if gradient is not None}
+    with set_grad_enabled(create_graph):
+        for node, gradient in arrived.items():
+            if isinstance(node, AccumulateGrad):
+                node.accumulate(gradient)
 
 
 def grad(

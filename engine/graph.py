@@ -36,8 +36,8 @@ class AccumulateGrad(Operation):
         if tensor is None:
             return
         known = tensor.grad
-        if mode.grad and grad.requires_grad:  # create_graph: the sum must stay differentiable
-            tensor.grad = grad if known is None else known + grad
+        if mode.grad:  # create_graph: the sum must stay differentiable
+            tensor.grad = grad.clone() if known is None else known + grad
         elif known is None:
             tensor.grad = wrap(grad._data.copy())
         else:
@@ -57,11 +57,13 @@ def keep_gradient(tensor: Tensor) -> None:
     """Have the walk fill `tensor.grad` when it passes the output that `tensor` is."""
     reference, edge = weakref.ref(tensor), tensor._edge
     assert edge is not None
+    order = edge.node.order
 
     def keep(grad: Tensor) -> None:
         kept = reference()
-        if kept is not None:
-            kept.grad = grad if kept.grad is None else kept.grad + grad
+        # A tensor changed in place since has another edge, and another hook there.
+        if kept is not None and kept._edge is not None and kept._edge.node.order == order:
+            kept.grad = grad.clone() if kept.grad is None else kept.grad + grad
 
     edge.node.own_hooks().add("keep", edge.index, keep)
 
@@ -133,7 +135,7 @@ def _step(node: Operation, grads: list[Tensor | None], route: _Route | None) -> 
             inputs = _replaced(hook(inputs, tuple(grads)), inputs)
     if mode.watchers:
         for watcher in mode.watchers:
-            watcher.passed_backward(node, inputs)
+            watcher.passed_backward(node, grads, inputs)
     leaving = []
     for edge, grad in zip(edges, inputs, strict=True):
         if edge is not None and grad is not None:
@@ -164,8 +166,8 @@ def _with_zeros(node: Operation, grads: list[Tensor | None]) -> list[Tensor | No
     module = array_module(next(grad for grad in grads if grad is not None)._data)
     assert node.outputs is not None
     return [
-        wrap(module.zeros(shape, dtype)) if grad is None else grad
-        for grad, (shape, dtype) in zip(grads, node.outputs, strict=True)
+        grad if grad is not None or look is None else wrap(module.zeros(*look))
+        for grad, look in zip(grads, node.outputs, strict=True)
     ]
 
 
@@ -175,13 +177,25 @@ def _run_hooks_before(node: Operation, grads: list[Tensor | None]) -> list[Tenso
         if grad is None:
             continue
         for hook in node.hooks.of("before_output", index):
-            grad = _replaced(hook(grad), grad)
+            grad = _hooked(hook, grad)
         for hook in node.hooks.of("keep", index):
             hook(grad)
         grads[index] = grad
     for hook in node.hooks.of("before"):
         grads = list(_replaced(hook(tuple(grads)), grads))
     return grads
+
+
+def _hooked(hook: Any, grad: Tensor) -> Tensor:
+    """`grad`, or what the hook of a tensor puts in its place."""
+    answer = hook(grad)
+    if answer is None:
+        return grad
+    if not isinstance(answer, Tensor):
+        raise TypeError(f"a hook must return a Tensor or None, got {type(answer).__name__}")
+    if answer.shape != grad.shape:
+        raise RuntimeError(f"a hook returned a gradient of shape {answer.shape}, expected {grad.shape}")
+    return answer if answer.dtype == grad.dtype else answer.to(grad.dtype)
 
 
 def _replaced(answer: Any, given: Any) -> Any:
@@ -193,8 +207,8 @@ class _Route:
 
     def __init__(self, roots: list[Operation], targets: Sequence[Edge]) -> None:
         self.wanted: dict[Operation, list[tuple[int, int]]] = {}
-        for position, edge in enumerate(targets):
-            self.wanted.setdefault(edge.node, []).append((edge.index, position))
+        for position, target in enumerate(targets):
+            self.wanted.setdefault(target.node, []).append((target.index, position))
         self.leading: set[Operation] = set(self.wanted)
         reached = set(roots)
         stack = list(reached)

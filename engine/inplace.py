@@ -9,17 +9,18 @@ import numpy as np
 
 from .backend import array_module
 from .dtypes import can_cast
-from .grad_mode import mode
+from .grad_mode import mode, no_grad
 from .operation import Edge, Operation, Saved, next_order
-from .tensor import Tensor, View, wrap
+from .tensor import Steps, Tensor, replay, wrap
 
 
 class Overwrite(Operation):
     """A base of which a region, shown by a view, was overwritten: gradients of the region go to what was written."""
 
-    def __init__(self, view: View, outside: Any, edges: list[Edge | None]) -> None:
-        self.view = view
-        self.outside = outside  # 1 where the base's old elements remain, 0 in the region
+    def __init__(self, steps: Steps, base: Any, edges: list[Edge | None]) -> None:
+        self.steps = steps
+        # The base's dimensions from the outermost in memory: a mask laid out alike can be viewed wherever the base can.
+        self.layout = sorted(range(base.ndim), key=lambda dim: -abs(base.strides[dim]))
         self.edges = edges
         self.needs_input_grad = [edge is not None for edge in edges]
         self.order = next_order()
@@ -27,7 +28,15 @@ class Overwrite(Operation):
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         base, written = ctx.needs_input_grad
-        return grad * wrap(ctx.outside) if base else None, ctx.view.replay(grad) if written else None
+        return ctx.outside(grad) if base else None, replay(ctx.steps, grad) if written else None
+
+    def outside(ctx, grad: Tensor) -> Tensor:
+        """`grad` with zeros in the region."""
+        shape = [grad.shape[dim] for dim in ctx.layout]
+        with no_grad():
+            mask = wrap(array_module(grad._data).ones(shape, bool).transpose(np.argsort(ctx.layout)))
+            replay(ctx.steps, mask)._data[...] = False
+        return grad.where(mask, 0.0)
 
 
 def overwrite(target: Tensor, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -42,10 +51,20 @@ def overwrite(target: Tensor, function: Callable[..., Tensor], args: tuple[Any, 
 
 def check_may_change(target: Tensor, name: str) -> None:
     """Raise where writing into `target` would change a recorded leaf, read-only memory or an expanded element."""
-    base = target if target._view is None else target._view.base
-    if mode.grad and base.requires_grad and base.is_leaf:
-        what = "a leaf" if base is target else "a view of a leaf"
-        raise RuntimeError(f"{name}: {what} that requires a gradient cannot be changed in place outside no_grad()")
+    view = target._view
+    if mode.grad:
+        if target.requires_grad and target.is_leaf:
+            raise RuntimeError(f"{name}: a leaf that requires a gradient cannot be changed in place outside no_grad()")
+        if view is not None and view.base.requires_grad:
+            if view.base.is_leaf:
+                raise RuntimeError(
+                    f"{name}: a view of a leaf that requires a gradient cannot be changed in place outside no_grad()"
+                )
+            if view.steps is None:
+                raise RuntimeError(
+                    f"{name}: a view that was made under no_grad() or returned by a Function cannot be changed in place in "
+                    "grad mode; make the view in grad mode, or clone() it first"
+                )
     array = target._data
     if not getattr(array.flags, "writeable", True):
         raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
@@ -65,7 +84,9 @@ def _keep_old_value(target: Tensor, result: Tensor) -> None:
     """Give the node of `result` a copy of what it saved of `target`, which is about to change."""
     if result._edge is None:
         return
-    entries = result._edge.node.saved_entries or []
+    entries = result._edge.node.saved_entries
+    if not isinstance(entries, list):  # dropped by a checkpoint
+        return
     for i, entry in enumerate(entries):
         if type(entry) is Saved and entry.versions is target._versions:
             entries[i] = Saved(entry.array.copy(), entry.edge, [0], 0)
@@ -75,8 +96,9 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
     """Make `value` the content of `target`, in memory and in the graph."""
     if value.dtype != target.dtype:
         value = value.to(target.dtype)
+    edge = value._current_edge()
     target._data[...] = value._data
-    return record_change(target, value._edge)
+    return record_change(target, edge)
 
 
 def record_change(target: Tensor, edge: Edge | None) -> Tensor:
@@ -84,16 +106,11 @@ def record_change(target: Tensor, edge: Edge | None) -> Tensor:
     target._versions[0] += 1
     if not mode.grad:
         return target
-    view = target._view
-    if view is None:
-        target._edge = edge
-        return target
-    base = view.base
-    if base._edge is not None or edge is not None:
-        module = array_module(base._data)
-        region = view.replay(wrap(module.arange(base._data.size).reshape(base.shape)))
-        outside = module.ones(base._data.size, base.dtype)
-        outside[region._data.ravel()] = 0
-        node = Overwrite(view, outside.reshape(base.shape), [base._edge, edge])
-        base._edge = Edge(node, 0, base.shape, base.dtype)
+    base, steps = (target, ()) if target._view is None else (target._view.base, target._view.steps)
+    if not steps and edge is not None:
+        target._set_edge(edge)
+    elif base._edge is not None or edge is not None:
+        assert steps is not None  # check_may_change has seen to it
+        node = Overwrite(steps, base._data, [base._edge, edge])
+        base._set_edge(Edge(node, 0, base.shape, base.dtype))
     return target

@@ -73,7 +73,7 @@ class Operation:
 
     promotes: ClassVar[bool] = False  # bring the arrays to PyTorch's common dtype before forward
     differentiable: ClassVar[bool] = True
-    is_view: ClassVar[bool] = False  # the output may share the memory of input 0
+    is_view: ClassVar[bool] = False  # the outputs may share the memory of input 0
     materializes_grads: bool = True  # backward gets zeros, not None, for outputs that no gradient reached
 
     __slots__ = ("__dict__", "__weakref__", "edges", "hooks", "needs_input_grad", "order", "outputs", "saved_entries")
@@ -82,8 +82,8 @@ class Operation:
     hooks: Hooks | None
     needs_input_grad: Any
     order: int  # falls with time, so the latest node is the smallest: what a heap wants
-    outputs: list[tuple[tuple[int, ...], np.dtype]] | None  # of an operation with several: what each looks like
-    saved_entries: list[Any] | None
+    outputs: list[tuple[tuple[int, ...], np.dtype] | None] | None  # of several: shape and dtype, None if no tensor
+    saved_entries: Any  # a list, None when freed; of a checkpoint an iterable that fills it again
 
     def forward(ctx, *arrays: Any) -> Any:
         """Compute the output array, or a tuple of them, without changing the arrays given."""
@@ -93,19 +93,23 @@ class Operation:
         """Turn the gradients of the outputs into those of the inputs."""
         raise NotImplementedError(f"{type(ctx).__name__}.backward")
 
+    def view_step(ctx, position: int) -> tuple[type[Operation], dict[str, Any]]:
+        """For views with several outputs: the operation, with its settings, that makes the output at `position` alone."""
+        raise NotImplementedError(f"{type(ctx).__name__}.view_step")
+
     # What forward may ask to be kept. Several calls add up; `saved` returns all in that order.
 
     def save_inputs(ctx, *positions: int) -> None:
         """Keep the inputs at these positions for backward."""
-        ctx.saved_entries.extend(positions)  # type: ignore[union-attr]
+        ctx.saved_entries.extend(positions)
 
     def save_outputs(ctx, *positions: int) -> None:
         """Keep the outputs at these positions for backward."""
-        ctx.saved_entries.extend(~position for position in positions)  # type: ignore[union-attr]
+        ctx.saved_entries.extend(~position for position in positions)
 
     def save_arrays(ctx, *arrays: Any) -> None:
         """Keep arrays that are neither input nor output (a mask, offsets): constants for backward."""
-        ctx.saved_entries.extend(Saved(array, None, [0], 0) for array in arrays)  # type: ignore[union-attr]
+        ctx.saved_entries.extend(Saved(array, None, [0], 0) for array in arrays)
 
     @property
     def saved(ctx) -> list[Any]:
@@ -192,6 +196,9 @@ class Operation:
             output: Any = tuple([_as_output(ctx, array, i, recorded) for i, array in enumerate(result)])
             if recorded:
                 ctx.outputs = [(tensor._data.shape, tensor._data.dtype) for tensor in output]
+            if cls.is_view:
+                for i, tensor in enumerate(output):
+                    _link_view(tensor, inputs[0], *ctx.view_step(i))
         else:
             output = _as_output(ctx, result, 0, recorded)
             if cls.is_view:
@@ -233,10 +240,12 @@ def _pack(kept: list[Any], inputs: Any, edges: list[Edge | None], output: Any) -
 def _link_view(output: Tensor, source: Any, operation: type[Operation], settings: dict[str, Any]) -> None:
     """Note that `output` shows the memory of `source`, and how to get it from there again."""
     array, shown = source._data, output._data
-    if shown is array or shown.base is None or not (shown.base is array or shown.base is array.base):
+    if shown is not array and (shown.base is None or not (shown.base is array or shown.base is array.base)):
         return  # a copy had to be made
     output._versions = source._versions
-    if mode.grad:
-        step = (operation, settings)
-        base, steps = (source, (step,)) if source._view is None else (source._view.base, (*source._view.steps, step))
+    before = source._view
+    if mode.grad or before is not None or source._edge is not None:
+        base, steps = (source, ()) if before is None else (before.base, before.steps)
+        if steps is not None:
+            steps = (*steps, (operation, settings)) if mode.grad else None
         output._view = View(base, steps, source._versions[0])

@@ -17,21 +17,28 @@ if TYPE_CHECKING:
     from .operation import Edge, Operation
 
 
+Steps = tuple[tuple["type[Operation]", dict[str, Any]], ...]
+
+
 class View:
-    """How a tensor that shows another's memory comes from it: operations with their settings, from the base on."""
+    """How a tensor that shows another's memory comes from it: operations with their settings, from the base on.
+
+    Steps are None where they were not recorded: in a Function, or under no_grad.
+    """
 
     __slots__ = ("base", "steps", "version")
 
-    def __init__(self, base: Tensor, steps: tuple[tuple[type[Operation], dict[str, Any]], ...], version: int) -> None:
+    def __init__(self, base: Tensor, steps: Steps | None, version: int) -> None:
         self.base = base
         self.steps = steps
         self.version = version  # the memory's version for which the tensor's edge holds
 
-    def replay(self, source: Tensor) -> Tensor:
-        """The same view of `source`, which has the base's shape."""
-        for operation, settings in self.steps:
-            source = operation.apply(source, **settings)
-        return source
+
+def replay(steps: Steps, source: Tensor) -> Tensor:
+    """The view of `source` that `steps` show of a base of the same shape."""
+    for operation, settings in steps:
+        source = operation.apply(source, **settings)
+    return source
 
 
 class Tensor:
@@ -47,6 +54,7 @@ class Tensor:
     _edge: Edge | None = None
     _view: View | None = None
     grad: Tensor | None = None
+    retains_grad: bool = False
 
     __array_ufunc__ = None  # so that `array + tensor` becomes tensor.__radd__
     __hash__ = object.__hash__
@@ -196,7 +204,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         if not self._data.ndim:
             raise TypeError("iteration over a 0-d tensor")
-        return iter([self[i] for i in range(len(self._data))])
+        return iter(self.unbind(0))
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self._data.ndim == 0 else object.__format__(self, spec)
@@ -286,14 +294,27 @@ class Tensor:
         """The edge of a view, made anew after a change of the memory that it shows."""
         view = self._view
         if view is not None and view.version != self._versions[0]:
-            if view.base.requires_grad:
+            if view.steps is not None and view.base.requires_grad:
                 before, mode.grad = mode.grad, True
                 try:
-                    self._edge = view.replay(view.base)._edge
+                    self._set_edge(replay(view.steps, view.base)._edge)
                 finally:
                     mode.grad = before
+            elif view.steps is None and self._edge is not None:
+                raise RuntimeError(
+                    "a view that a Function returned has been changed in place, itself or through its base: its gradient "
+                    "is not known any more; return a clone from the Function"
+                )
             view.version = self._versions[0]
         return self._edge
+
+    def _set_edge(self, edge: Edge | None) -> None:
+        """Have gradients go to `edge` from now on, and with them what `retain_grad` asked for."""
+        self._edge = edge
+        if self.retains_grad and edge is not None:
+            from .graph import keep_gradient
+
+            keep_gradient(self)
 
     def backward(
         self,
@@ -324,7 +345,7 @@ class Tensor:
         """Have backward fill `grad` of this tensor although it is not a leaf."""
         if not self.requires_grad:
             raise RuntimeError("retain_grad: this tensor does not require a gradient")
-        if not self.is_leaf and not self.__dict__.get("retains_grad"):
+        if not self.is_leaf and not self.retains_grad:
             from .graph import keep_gradient
 
             keep_gradient(self)
