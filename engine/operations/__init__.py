@@ -9,10 +9,13 @@ from . import (
     indexing,
     joining,
     linalg,
+    logic,
     reduction,
     sampling,
     shape,
     slicing,
+    softmax,
+    sorting,
 )
 
 __all__ = [
@@ -24,8 +27,11 @@ __all__ = [
     "indexing",
     "joining",
     "linalg",
+    "logic",
     "reduction",
     "sampling",
     "shape",
     "slicing",
+    "softmax",
+    "sorting",
 ]

@@ -176,7 +176,7 @@ class Pow(Operation):
         elif need_a:
             by_a = where(b == 0, 0.0, grad * b * a ** (b - 1))
         if need_b:  # 0 ** b with b >= 0 is flat in b
-            base = a if isinstance(a, Tensor) else Tensor(a)
+            base = a if isinstance(a, Tensor) else Tensor(np.asarray(a, grad.dtype))
             flat = (base == 0) & (b >= 0)
             by_b = grad * where(flat, 0.0, power[0] * where(flat, 1.0, base).log())
         return by_a, by_b

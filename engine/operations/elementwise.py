@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..dtypes import get_default_dtype, is_floating, result_type
 from ..operation import Operation
 from ..tensor import Tensor
-from .arithmetic import maximum, minimum, where
+from .arithmetic import where
 from .define import public, unary
 
 # NumPy's functions called on a CuPy array run CuPy's (`__array_ufunc__`), so no line here asks for the device.
@@ -35,6 +37,9 @@ acos = unary("acos", "The arccosine.", np.arccos, from_input=lambda grad, x: -gr
 atan = unary("atan", "The arctangent.", np.arctan, from_input=lambda grad, x: grad / (x * x + 1))
 sinh = unary("sinh", "The hyperbolic sine.", np.sinh, from_input=lambda grad, x: grad * cosh(x))
 cosh = unary("cosh", "The hyperbolic cosine.", np.cosh, from_input=lambda grad, x: grad * sinh(x))
+asinh = unary("asinh", "The inverse hyperbolic sine.", np.arcsinh, from_input=lambda grad, x: grad * (x * x + 1).rsqrt())
+acosh = unary("acosh", "The inverse hyperbolic cosine.", np.arccosh, from_input=lambda grad, x: grad * (x * x - 1).rsqrt())
+atanh = unary("atanh", "The inverse hyperbolic tangent.", np.arctanh, from_input=lambda grad, x: grad / (1 - x * x))
 tanh = unary("tanh", "The hyperbolic tangent.", np.tanh, from_output=lambda grad, y: grad * (1 - y * y))
 abs = unary("abs", "The absolute value.", np.abs, from_input=lambda grad, x: grad * sign(x), floats=False)
 sign = unary("sign", "-1, 0 or 1.", np.sign, from_input=lambda grad, x: grad * 0, floats=False)
@@ -60,20 +65,17 @@ relu = unary(
 
 
 class Clamp(Operation):
-    promotes = True
-
     def forward(ctx, x: Any) -> Any:
         ctx.save_inputs(0)
-        return np.clip(x, ctx.low, ctx.high)
+        dtype = result_type(x, *(limit for limit in (ctx.low, ctx.high) if limit is not None))
+        return np.clip(x.astype(dtype, copy=False), ctx.low, ctx.high).astype(dtype, copy=False)
 
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved
-        outside = x != x  # NaN passes its gradient on, as in PyTorch
-        if ctx.low is not None:
-            outside = outside | (x < ctx.low)
-        if ctx.high is not None:
-            outside = outside | (x > ctx.high)
-        return where(outside, 0.0, grad)
+        low, high = ctx.low, ctx.high
+        if low is None or high is None:
+            return where(x <= high if low is None else x >= low, grad, 0.0)
+        return where((x >= low) & (x <= high), grad, 0.0)
 
 
 @public(inplace=True)
@@ -82,6 +84,107 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     if min is None and max is None:
         raise ValueError("clamp: expected min, max or both, got neither")
     if isinstance(min, Tensor) or isinstance(max, Tensor):
-        result = input if min is None else maximum(input, min)
-        return result if max is None else minimum(result, max)
+        result = input if min is None else where(input < min, min, input)
+        return result if max is None else where(result > max, max, result)
     return Clamp.apply(input, low=min, high=max)
+
+
+clip = clamp
+
+
+class Round(Operation):
+    def forward(ctx, x: Any) -> Any:
+        return np.round(x, ctx.decimals) if x.dtype.kind == "f" or ctx.decimals else np.rint(x).astype(x.dtype)
+
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * 0
+
+
+@public(inplace=True)
+def round(input: Tensor, *, decimals: int = 0) -> Tensor:
+    """The nearest number of so many decimals; the even one of two that are equally near."""
+    return Round.apply(input, decimals=decimals)
+
+
+class _OfTwoFloats(Operation):
+    """A function of two tensors; integers become the default dtype first."""
+
+    promotes = True
+    compute: Callable[[Any, Any], Any]
+
+    def forward(ctx, a: Any, b: Any) -> Any:
+        ctx.save_inputs(0, 1)
+        if not is_floating(a.dtype if hasattr(a, "dtype") else b.dtype):
+            a, b = (x.astype(get_default_dtype()) if hasattr(x, "dtype") else x for x in (a, b))
+        return type(ctx).compute(a, b)
+
+
+class Atan2(_OfTwoFloats):
+    compute = np.arctan2
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved
+        scaled = grad / (a * a + b * b)
+        need_a, need_b = ctx.needs_input_grad
+        return scaled * b if need_a else None, -scaled * a if need_b else None
+
+
+@public(inplace=True)
+def atan2(input: Any, other: Any) -> Tensor:
+    """The angle in radians of the point (other, input), in [-pi, pi]."""
+    return Atan2.apply(input, other)
+
+
+class Hypot(_OfTwoFloats):
+    compute = np.hypot
+
+    def forward(ctx, a: Any, b: Any) -> Any:
+        ctx.save_outputs(0)
+        return super().forward(a, b)
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        y, a, b = ctx.saved
+        scaled = grad / y
+        need_a, need_b = ctx.needs_input_grad
+        return scaled * a if need_a else None, scaled * b if need_b else None
+
+
+@public(inplace=True)
+def hypot(input: Any, other: Any) -> Tensor:
+    """sqrt(input^2 + other^2), without overflow on the way."""
+    return Hypot.apply(input, other)
+
+
+class Logaddexp(_OfTwoFloats):
+    compute = np.logaddexp
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved
+        need_a, need_b = ctx.needs_input_grad
+        return grad * sigmoid(a - b) if need_a else None, grad * sigmoid(b - a) if need_b else None
+
+
+@public()
+def logaddexp(input: Any, other: Any) -> Tensor:
+    """log(exp(input) + exp(other)), without overflow on the way."""
+    return Logaddexp.apply(input, other)
+
+
+@public(inplace=True)
+def lerp(input: Tensor, end: Any, weight: Any) -> Tensor:
+    """input + weight * (end - input)."""
+    return input + (end - input) * weight
+
+
+@public(inplace=True)
+def addcmul(input: Tensor, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
+    """input + value * tensor1 * tensor2."""
+    product = tensor1 * tensor2
+    return input + (product if value == 1 else product * value)
+
+
+@public(inplace=True)
+def addcdiv(input: Tensor, tensor1: Any, tensor2: Any, *, value: float = 1) -> Tensor:
+    """input + value * tensor1 / tensor2."""
+    quotient = tensor1 / tensor2
+    return input + (quotient if value == 1 else quotient * value)

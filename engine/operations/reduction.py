@@ -78,8 +78,10 @@ def mean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any =
     if not is_floating(input.dtype if dtype is None else as_dtype(dtype)):
         raise TypeError(f"mean: expected a floating tensor or dtype, got {input.dtype}")
     count = math.prod(input.shape[d] for d in normalize_dims("mean", dim, input.ndim))
-    total = sum(input, dim, keepdim, dtype=dtype)
-    return total * (1.0 / count) if count else total / 0.0
+    kind = input.dtype if dtype is None else as_dtype(dtype)
+    total = sum(input, dim, keepdim, dtype=np.float32 if is_half(kind) else dtype)  # a sum of halves could overflow
+    result = total * (1.0 / count) if count else total / 0.0
+    return result.to(kind) if is_half(kind) else result
 
 
 @public()
@@ -87,6 +89,10 @@ def var(
     input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
 ) -> Tensor:
     """The variance over `dim`: squares about the mean, divided by N - correction (unbiased=False: by N)."""
+    if not is_floating(input.dtype):
+        raise TypeError(f"var: expected a floating tensor, got {input.dtype}")
+    if is_half(input.dtype):
+        return var(input.to(np.float32), dim, unbiased, keepdim, correction=correction).to(input.dtype)
     correction = correction if unbiased is None else int(unbiased)
     count = math.prod(input.shape[d] for d in normalize_dims("var", dim, input.ndim))
     centred = input - mean(input, dim, keepdim=True)
@@ -99,22 +105,56 @@ def var(
 def std(
     input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
 ) -> Tensor:
-    """The square root of `var`."""
-    return var(input, dim, unbiased, keepdim, correction=correction).sqrt()
+    """The square root of `var`; where it is 0 its gradient is taken to be 0."""
+    if is_half(input.dtype):
+        return std(input.to(np.float32), dim, unbiased, keepdim, correction=correction).to(input.dtype)
+    return FlatSqrt.apply(var(input, dim, unbiased, keepdim, correction=correction))
+
+
+class FlatSqrt(Operation):
+    """The square root with derivative 0 at 0."""
+
+    def forward(ctx, x: Any) -> Any:
+        ctx.save_outputs(0)
+        return np.sqrt(x)
+
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (y,) = ctx.saved
+        return where(y == 0, 0.0, grad / (where(y == 0, 1.0, y) * 2))
+
+
+@public()
+def var_mean(
+    input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
+) -> tuple[Tensor, Tensor]:
+    """The pair (variance, mean) over `dim`."""
+    return var(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
+
+
+@public()
+def std_mean(
+    input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
+) -> tuple[Tensor, Tensor]:
+    """The pair (standard deviation, mean) over `dim`."""
+    return std(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
 
 
 class Prod(Operation):
     def forward(ctx, x: Any) -> Any:
         ctx.save_inputs(0)
-        return x.prod(axis=ctx.dim, keepdims=ctx.keepdim, dtype=None if is_floating(x.dtype) else int64)
+        wide = np.float32 if is_half(x.dtype) else x.dtype if is_floating(x.dtype) else np.int64
+        result = x.prod(axis=ctx.dim, keepdims=ctx.keepdim, dtype=wide)
+        return result.astype(x.dtype) if is_half(x.dtype) else result
 
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved
         if not ctx.keepdim:
             grad = grad.unsqueeze(ctx.dim)
-        # The product of all others, from both sides, so that zeros need no division.
-        ones = x.narrow(ctx.dim, 0, 1) * 0 + 1
         size = x.shape[ctx.dim]
+        if not size:
+            return grad.expand(x.shape)
+        # The product of all others, from both sides, so that zeros need no division.
+        ones = x.narrow(ctx.dim, 0, 1).detach() * 0 + 1
         left, right = [ones], [ones]
         for i in range(size - 1):
             left.append(left[-1] * x.narrow(ctx.dim, i, 1))
@@ -127,7 +167,7 @@ class Prod(Operation):
 @public()
 def prod(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The product over `dim`, or of all elements."""
-    if dim is None:
+    if dim is None or not input.ndim:
         return prod(input.reshape(-1), 0)
     return Prod.apply(input, dim=normalize_dim("prod", dim, input.ndim), keepdim=keepdim)
 
@@ -289,6 +329,8 @@ def cumsum(input: Tensor, dim: int) -> Tensor:
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) over `dim`, without overflow."""
     dims = normalize_dims("logsumexp", dim, input.ndim)
+    if is_half(input.dtype):
+        return logsumexp(input.to(np.float32), dim, keepdim).to(input.dtype)
     if not is_floating(input.dtype):
         input = input.to(get_default_dtype())
     highest = amax(input.detach(), dims, keepdim=True)

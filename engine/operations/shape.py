@@ -156,7 +156,7 @@ class Expand(Operation):
     is_view = True
 
     def forward(ctx, x: Any) -> Any:
-        return array_module(x).broadcast_to(x, ctx.shape) if x.shape != ctx.shape else x
+        return array_module(x).broadcast_to(x, ctx.shape) if x.shape != ctx.shape else x.view()
 
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad  # the graph sums it down
@@ -264,10 +264,16 @@ class Triangle(Operation):
 @public()
 def tril(input: Tensor, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two dimensions, up to `diagonal`; zero above."""
-    return Triangle.apply(input, part="tril", diagonal=diagonal)
+    return _triangle("tril", input, diagonal)
 
 
 @public()
 def triu(input: Tensor, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two dimensions, from `diagonal`; zero below."""
-    return Triangle.apply(input, part="triu", diagonal=diagonal)
+    return _triangle("triu", input, diagonal)
+
+
+def _triangle(name: str, input: Tensor, diagonal: int) -> Tensor:
+    if input.ndim < 2:
+        raise ValueError(f"{name}: expected a tensor of at least 2 dimensions, got shape {input.shape}")
+    return Triangle.apply(input, part=name, diagonal=diagonal)
