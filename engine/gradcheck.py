@@ -32,7 +32,7 @@ def gradcheck(
 ) -> bool:
     """Compare the gradients of `func(*inputs)` with central differences of step `eps`; True if they agree.
 
-    """Compare the gradients of `func(*inputs)` with central differences of step `eps`; True where equal.
+    Inputs that require a gradient must be float64. The default compares whole Jacobians, `fast_mode` a random
     direction of each input, which takes two forwards. Backward run twice may differ by `nondet_tol`. With
     `check_undefined_grad`, backward from one output gets no gradient for the others, else zeros. Where they
     disagree a GradcheckError gives both; without `raise_exception` the result is False.
