@@ -17,8 +17,8 @@ stamp = $(VENV)/.installed-$(subst $(comma),-,$(1))
 BENCH_EXTRAS := examples$(if $(PEERS),$(comma)$(PEERS))
 
 ifeq ($(strip $(VENV)),)
-  RUN = PYTHONPATH=build/path$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON)
-  needs = build/path/adjoint
+  RUN = PYTHONPATH=.path$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON)
+  needs = .path/adjoint
 else
   RUN = $(VENV)/bin/python
   needs = $(call stamp,$(1))
@@ -52,9 +52,9 @@ test: $(call needs,$(EXTRAS)) ## run the tests; nothing in them needs a GPU
 test-gpu: gpu $(call needs,test$(comma)examples$(comma)cuda12) ## run the tests on this machine's GPU as well
 	$(RUN) -m pytest $(ARGS)
 
-lint: $(call needs,lint) build/path/adjoint ## ruff and mypy
+lint: $(call needs,lint) .path/adjoint ## ruff and mypy
 	$(RUN) -m ruff check .
-	MYPYPATH=build/path $(RUN) -m mypy -p adjoint
+	MYPYPATH=.path $(RUN) -m mypy -p adjoint
 
 bench: $(call needs,$(BENCH_EXTRAS)) ## measure on the CPU, against PyTorch (PEERS= for ours alone)
 	$(RUN) -m bench --device cpu $(if $(PEERS),--against torch) $(ARGS)
@@ -66,7 +66,7 @@ kernels: $(call needs,test) ## compile every CUDA kernel (no GPU needed), print 
 	$(RUN) -m adjoint.kernels $(ARGS)
 
 clean: ## remove the environment, caches and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .path build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 gpu: python
@@ -82,5 +82,5 @@ $(VENV)/.installed-%: pyproject.toml | python
 	@touch $@
 
 # A folder in which this checkout is called `adjoint`, whatever its own name is.
-build/path/adjoint: | python
-	@mkdir -p $(@D) && ln -sfn ../.. $@
+.path/adjoint: | python
+	@mkdir -p $(@D) && ln -sfn .. $@

@@ -19,6 +19,10 @@ from .runner import Row
 from .timing import geometric_mean
 
 COLUMNS = ("operation", "shape", "dtype", "precision", "ours", "peer", "ratio", "floor", "of floor", "error")
+SCALES = {
+    "s": ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")),
+    "B": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")),
+}
 LEFT = 4  # so many columns are text, the others numbers
 
 
@@ -26,9 +30,7 @@ def quantity(value: float | None, unit: str) -> str:
     """Three digits with a prefix: 12.3 µs, 1.20 MB; a dash for None."""
     if value is None:
         return "–"
-    scales = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")) if unit == "B" else ()
-    scales += ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")) if unit == "s" else ()
-    factor, prefix = next(((f, p) for f, p in scales if abs(value) >= f), scales[-1])
+    factor, prefix = next((scale for scale in SCALES[unit] if abs(value) >= scale[0]), SCALES[unit][-1])
     number = value / factor
     digits = 0 if number >= 100 else 1 if number >= 10 else 2
     return f"{number:.{digits}f} {prefix}{unit}"

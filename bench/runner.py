@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -70,21 +70,10 @@ class Runner:
     def _timed(self, suite: str, case: Timed) -> Row:
         error = self._error(case) if case.check else None
         samplers = [self._sampler(case, library) for library in self.sides]
-        ours, *peer = measure_in_turn(samplers, self.plan)
+        ours, peer = _pair(measure_in_turn(samplers, self.plan))
         floor = self.ceilings.floor(case.bytes, case.operations, case.dtype)
-        precision = _precision(case.dtype, self.ours.device)
-        return Row(
-            suite,
-            case.operation,
-            case.shape,
-            case.dtype,
-            precision,
-            "s",
-            ours,
-            *peer,
-            floor=floor,
-            error=error,
-        )
+        labels = (suite, case.operation, case.shape, case.dtype, _precision(case.dtype, self.ours.device))
+        return Row(*labels, "s", ours, peer, floor, error)
 
     def _sampler(self, case: Timed, library: Library) -> Sampler:
         copies = 1
@@ -110,8 +99,12 @@ class Runner:
         for _ in range(processes):
             for taken, library in zip(values, self.sides, strict=True):
                 taken.append(_number_from_process(case, library.name))
-        ours, *peer = [summary(taken) for taken in values]
-        return Row(suite, case.operation, case.shape, case.dtype, "", case.unit, ours, *peer)
+        ours, peer = _pair([summary(taken) for taken in values])
+        return Row(suite, case.operation, case.shape, case.dtype, "", case.unit, ours, peer)
+
+
+def _pair(sides: Sequence[Summary]) -> tuple[Summary, Summary | None]:
+    return sides[0], sides[1] if len(sides) > 1 else None
 
 
 def _repeat(next_step: Callable[[], Step], count: int) -> None:
