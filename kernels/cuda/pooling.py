@@ -19,7 +19,7 @@ _FIXED = ((2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1))
 
 _BLOCK = 256
 _COLUMNS = 4  # input columns of one thread in a kernel for a fixed window
-_THREADS_PER_SLAB = 2**30  # of planes; thread numbers must stay below 2^31
+_WORK_PER_SLAB = 2**30  # of planes; the numbers of its places must stay below 2^31
 _LARGEST_PLANE = 2**31 - 1  # positions in a plane are int32
 
 # From so many elements of a window on, so many neighbouring threads share one average.
@@ -60,11 +60,11 @@ def max_pool2d(
     ceil_mode: bool = False,
 ) -> tuple[Array, Array]:
     shape = geometry.max_pool2d(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    pool = _Pooling("max_pool2d", x.shape, shape, kernel_size, stride, padding, dilation)
+    fixed = pool.fixed(x.dtype)
     x = launch.contiguous(x)
     y = launch.empty(shape, x.dtype, x)
     offsets = launch.empty(shape, _offset_dtype(kernel_size), x)
-    pool = _Pooling("max_pool2d", x.shape, shape, kernel_size, stride, padding, dilation)
-    fixed = pool.fixed(x.dtype)
     pool.launch(pool.variant(x.dtype, fixed), (x, y, offsets), pool.over_output(fixed), offsets=offsets)
     return y, offsets
 
@@ -78,10 +78,10 @@ def max_pool2d_scatter(
     padding: Pair,
     dilation: Pair,
 ) -> Array:
-    dy, offsets = launch.contiguous(dy), launch.contiguous(offsets)
-    dx = launch.empty(input_shape, dy.dtype, dy)
     pool = _Pooling("max_pool2d_scatter", input_shape, dy.shape, kernel_size, stride, padding, dilation)
     fixed = pool.fixed(dy.dtype) if offsets.dtype == np.uint8 else None
+    dy, offsets = launch.contiguous(dy), launch.contiguous(offsets)
+    dx = launch.empty(input_shape, dy.dtype, dy)
     pool.launch(pool.variant(dy.dtype, fixed), (dy, offsets, dx), pool.over_input(fixed), offsets=offsets)
     return dx
 
@@ -89,10 +89,10 @@ def max_pool2d_scatter(
 def max_pool2d_gather(
     x: Array, offsets: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Array:
+    pool = _Pooling("max_pool2d_gather", x.shape, offsets.shape, kernel_size, stride, padding, dilation)
+    kernel = Kernel("max_pool.cu", f"max_pool2d_gather<{launch.c_type(x.dtype)}>")
     x, offsets = launch.contiguous(x), launch.contiguous(offsets)
     y = launch.empty(offsets.shape, x.dtype, x)
-    pool = _Pooling("max_pool2d_gather", x.shape, y.shape, kernel_size, stride, padding, dilation)
-    kernel = Kernel("max_pool.cu", f"max_pool2d_gather<{launch.c_type(x.dtype)}>")
     pool.launch(kernel, (x, offsets, y), pool.over_output(), offsets=offsets)
     return y
 
@@ -100,10 +100,10 @@ def max_pool2d_gather(
 def max_pool2d_indices(
     offsets: Array, input_shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Array:
-    offsets = launch.contiguous(offsets)
-    indices = launch.empty(offsets.shape, np.int64, offsets)
     pool = _Pooling("max_pool2d_indices", input_shape, offsets.shape, kernel_size, stride, padding, dilation)
     kernel = Kernel("max_pool.cu", "max_pool2d_indices<int64>")
+    offsets = launch.contiguous(offsets)
+    indices = launch.empty(offsets.shape, np.int64, offsets)
     pool.launch(kernel, (offsets, indices), pool.over_output(), offsets=offsets)
     return indices
 
@@ -118,12 +118,12 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Array:
     shape = geometry.avg_pool2d(x.shape, kernel_size, stride, padding, ceil_mode, divisor_override)
-    x = launch.contiguous(x)
-    y = launch.empty(shape, x.dtype, x)
     pool = _Pooling("avg_pool2d", x.shape, shape, kernel_size, stride, padding)
     fixed = pool.fixed(x.dtype)
     taps = kernel_size[0] * kernel_size[1]
     lanes = 1 if fixed else next(lanes for least, lanes in _LANES if taps >= least)
+    x = launch.contiguous(x)
+    y = launch.empty(shape, x.dtype, x)
     pool.launch(
         pool.variant(x.dtype, fixed),
         (x, y),
@@ -145,10 +145,10 @@ def avg_pool2d_input_grad(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Array:
-    dy = launch.contiguous(dy)
-    dx = launch.empty(input_shape, dy.dtype, dy)
     pool = _Pooling("avg_pool2d_input_grad", input_shape, dy.shape, kernel_size, stride, padding)
     fixed = pool.fixed(dy.dtype)
+    dy = launch.contiguous(dy)
+    dx = launch.empty(input_shape, dy.dtype, dy)
     pool.launch(
         pool.variant(dy.dtype, fixed),
         (dy, dx),
@@ -226,7 +226,7 @@ class _Pooling:
         divisor: float = 0.0,
     ) -> None:
         rows, groups = over
-        planes_per_slab = min(max(1, _THREADS_PER_SLAB // (rows * groups)), max(1, self.planes))
+        planes_per_slab = min(max(1, _WORK_PER_SLAB // (rows * groups)), max(1, self.planes))
         # A stride or dilation that no window ever uses may be any number.
         stride, dilation = (tuple(min(n, 2**30) for n in pair) for pair in (self.stride, self.dilation))
         pool = launch.struct(
@@ -275,12 +275,17 @@ def _divisor(n: int) -> tuple[int, int]:
 
 VARIANTS = [
     Kernel("max_pool.cu", "max_pool2d_indices<int64>"),
-    *(Kernel("max_pool.cu", f"max_pool2d_gather<{scalar}>") for scalar in launch.FLOAT_TYPES),
     *(
-        _variant(operation, scalar, fixed)
-        for operation in ("max_pool2d", "max_pool2d_scatter", "avg_pool2d", "avg_pool2d_input_grad")
+        variant
         for scalar in launch.FLOAT_TYPES
-        for fixed in (None, *_FIXED)
-        if scalar != "double" or fixed is None
+        for variant in (
+            Kernel("max_pool.cu", f"max_pool2d_gather<{scalar}>"),
+            *(
+                _variant(operation, scalar, fixed)
+                for operation in ("max_pool2d", "max_pool2d_scatter", "avg_pool2d", "avg_pool2d_input_grad")
+                for fixed in (None, *_FIXED)
+                if scalar != "double" or fixed is None
+            ),
+        )
     ),
 ]

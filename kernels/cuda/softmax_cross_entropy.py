@@ -1,4 +1,4 @@
-"""Softmax-cross-entropy on CUDA: chooses the variant and the grid. The kernels are in src/softmax_cross_entropy.cu."""
+"""Softmax-cross-entropy on CUDA: chooses the variant and the grid of src/softmax_cross_entropy.cu."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ Array = Any
 _SOURCE = "softmax_cross_entropy.cu"
 _WARP = 32
 _BLOCK = 256
-_ROW_BLOCK = 512  # threads of a row in registers, at most
-_LONG_ROW_BLOCK = 1024
+_ROW_BLOCK = 512
 _VECTOR_BYTES = 16
 _MOST_CLASSES = 2**30  # columns are int32
 # Constants, so that sums have the same order on every device.
@@ -67,7 +66,7 @@ def _choice(dtype: Any, spread: bool, classes: int) -> tuple[Kernel, int]:
         threads = _WARP * launch.divide_up(columns, items * _WARP)
         if threads <= _ROW_BLOCK:
             return _rows(scalar, spread, items), threads
-    return _long_rows(scalar, spread), _LONG_ROW_BLOCK
+    return _long_rows(scalar, spread), _ROW_BLOCK
 
 
 def softmax_cross_entropy(
@@ -143,14 +142,11 @@ def _power_of_two(n: int) -> int:
 
 
 VARIANTS = [
-    *(
-        variant
-        for scalar in launch.FLOAT_TYPES
-        for spread in (False, True)
-        for variant in (
-            *(_rows(scalar, spread, items) for items in _items(scalar, spread)),
-            _long_rows(scalar, spread),
-        )
-    ),
-    *(_helper(name, scalar) for name in ("denominators", "reduce", "scale") for scalar in launch.FLOAT_TYPES),
+    variant
+    for scalar in launch.FLOAT_TYPES
+    for variant in (
+        *(_rows(scalar, spread, items) for spread in (False, True) for items in _items(scalar, spread)),
+        *(_long_rows(scalar, spread) for spread in (False, True)),
+        *(_helper(name, scalar) for name in ("denominators", "reduce", "scale")),
+    )
 ]

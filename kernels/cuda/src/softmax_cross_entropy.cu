@@ -8,9 +8,10 @@
 // the rows of a block apart. Blocks stride over the rows, and all sums have a fixed order: results repeat bit for bit.
 #include "common.cuh"
 
-constexpr int kMaxWarps = 32;
-// Of one row in registers: half of the largest block, for 128 registers a thread.
-constexpr int kRowBlock = 512;
+// Threads of a block where rows share it, and, at most, where it has one row: half of what a device can run, so that a
+// thread may have 128 registers.
+constexpr int kBlock = 256, kRowBlock = 512;
+constexpr int kMaxWarps = kRowBlock / kWarpSize;
 // Elements in 16 bytes.
 template <class T> constexpr int kVector = 16 / int(sizeof(T));
 
@@ -42,18 +43,29 @@ template <int VECTOR> struct Columns {
 
 template <class T> __device__ bool is_aligned(const T* place) { return reinterpret_cast<uint64>(place) % 16 == 0; }
 
+// The values as they are stored, so that all loads of a row can be on their way before the first is used.
 template <class T, int VECTOR>
-__device__ void load(
-    Columns<VECTOR> columns, const T* row, int step, Accumulator<T> outside, Accumulator<T> (&values)[VECTOR]) {
+__device__ Pack<T, VECTOR> load(Columns<VECTOR> columns, const T* row, int step, T outside) {
+    Pack<T, VECTOR> pack;
     const int from = columns.at(step);
     if (columns.has_all(from) && is_aligned(row + from)) {
-        const Pack<T, VECTOR> pack = *reinterpret_cast<const Pack<T, VECTOR>*>(row + from);
-#pragma unroll
-        for (int i = 0; i < VECTOR; ++i) values[i] = widen(pack.value[i]);
+        pack = *reinterpret_cast<const Pack<T, VECTOR>*>(row + from);
     } else {
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) values[i] = columns.has(from + i) ? widen(row[from + i]) : outside;
+        for (int i = 0; i < VECTOR; ++i) pack.value[i] = columns.has(from + i) ? row[from + i] : outside;
     }
+    return pack;
+}
+
+// The larger of `most` and the pack's values, which are put into `values`.
+template <class T, int VECTOR>
+__device__ Accumulator<T> widened(const Pack<T, VECTOR>& pack, Accumulator<T> most, Accumulator<T> (&values)[VECTOR]) {
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+        values[i] = widen(pack.value[i]);
+        if (values[i] > most) most = values[i];
+    }
+    return most;
 }
 
 template <class T, int VECTOR>
@@ -198,16 +210,14 @@ template <class T, bool SPREAD> struct Target {
 
     // The spread coefficients of one step's columns.
     __device__ void load_spread(Columns<kVector<T>> columns, int step, A (&a)[kVector<T>]) const {
+        Pack<T, kVector<T>> probabilities = {}, weights = {};
+        if (row) probabilities = load(columns, row, step, narrow<T>(0));
+        if (weight) weights = load(columns, weight, step, narrow<T>(0));
 #pragma unroll
-        for (int i = 0; i < kVector<T>; ++i) a[i] = 0;
-        if (row) load<T, kVector<T>>(columns, row, step, 0, a);
-#pragma unroll
-        for (int i = 0; i < kVector<T>; ++i) a[i] = a[i] * keep + share;
-        if (!weight) return;
-        A weights[kVector<T>];
-        load<T, kVector<T>>(columns, weight, step, 0, weights);
-#pragma unroll
-        for (int i = 0; i < kVector<T>; ++i) a[i] *= weights[i];
+        for (int i = 0; i < kVector<T>; ++i) {
+            a[i] = row ? widen(probabilities.value[i]) * keep + share : share;
+            if (weight) a[i] *= widen(weights.value[i]);
+        }
     }
 
     // Adds one step's logits, none above seen.most, to what has been seen; they become exponentials.
@@ -255,13 +265,13 @@ template <class T, bool SPREAD> struct Target {
             if (columns.at(step) + i == index) gradient -= picked * scale;
             x[i] = counts ? gradient : A(0);
         }
-        store<T, kVector<T>>(columns, grad, step, x);
+        store(columns, grad, step, x);
     }
 };
 
 // Rows of up to ITEMS columns a thread, which stay in registers from the read to the gradient.
 template <class T, bool SPREAD, int ITEMS>
-__global__ void __launch_bounds__(kRowBlock) softmax_cross_entropy_rows(
+__global__ void __launch_bounds__(kRowBlock, 1) softmax_cross_entropy_rows(
     const T* __restrict__ logits, const void* __restrict__ target, const T* __restrict__ weight,
     const double* __restrict__ denominators, T* __restrict__ losses, double* __restrict__ partial_losses,
     T* __restrict__ grad, CrossEntropy loss) {
@@ -274,15 +284,13 @@ __global__ void __launch_bounds__(kRowBlock) softmax_cross_entropy_rows(
         const Target<T, SPREAD> of(loss, target, weight, first + threadIdx.y);
         const T* row = logits + of.at * loss.classes;
         Columns<kVector<T>> columns(row, of.counts ? loss.classes : 0);
-        A x[kSteps][kVector<T>];
+        Pack<T, kVector<T>> packs[kSteps];
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) load<T, kVector<T>>(columns, row, step, -infinity<A>(), x[step]);
+        for (int step = 0; step < kSteps; ++step) packs[step] = load(columns, row, step, narrow<T>(-infinity<A>()));
+        A x[kSteps][kVector<T>];
         Softmax<A, SPREAD> seen;
 #pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-            for (int i = 0; i < kVector<T>; ++i) seen.raise(x[step][i]);
-        }
+        for (int step = 0; step < kSteps; ++step) seen.most = widened(packs[step], seen.most, x[step]);
         const A reference = seen.reference();
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) of.see(seen, columns, step, x[step]);
@@ -291,6 +299,8 @@ __global__ void __launch_bounds__(kRowBlock) softmax_cross_entropy_rows(
 
         if (!grad) continue;
         columns.count = of.exists ? loss.classes : 0;
+        // The same number, which hides that these are the places of the loads: kept since then, they would make x spill.
+        columns.stride = __shfl_sync(kFullWarp, columns.stride, 0);
         const A factor = of.factor(seen, scale) * exp(reference - seen.reference());
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
@@ -302,7 +312,7 @@ __global__ void __launch_bounds__(kRowBlock) softmax_cross_entropy_rows(
 
 // Rows of any length, read twice: once for the maximum and the sums, once for the gradient.
 template <class T, bool SPREAD>
-__global__ void __launch_bounds__(1024) softmax_cross_entropy_long_rows(
+__global__ void __launch_bounds__(kRowBlock, 1) softmax_cross_entropy_long_rows(
     const T* __restrict__ logits, const void* __restrict__ target, const T* __restrict__ weight,
     const double* __restrict__ denominators, T* __restrict__ losses, double* __restrict__ partial_losses,
     T* __restrict__ grad, CrossEntropy loss) {
@@ -317,9 +327,8 @@ __global__ void __launch_bounds__(1024) softmax_cross_entropy_long_rows(
         A x[kVector<T>];
         Softmax<A, SPREAD> seen;
         for (int step = 0; of.counts && columns.at(step) < loss.classes; ++step) {
-            load<T, kVector<T>>(columns, row, step, -infinity<A>(), x);
-#pragma unroll
-            for (int i = 0; i < kVector<T>; ++i) seen.raise(x[i]);
+            const Pack<T, kVector<T>> pack = load(columns, row, step, narrow<T>(-infinity<A>()));
+            seen.raise(widened(pack, seen.most, x));
             of.see(seen, columns, step, x);
         }
         seen = merge_row(seen, of_warps);
@@ -328,9 +337,9 @@ __global__ void __launch_bounds__(1024) softmax_cross_entropy_long_rows(
         const A factor = of.factor(seen, scale);
         for (int step = 0; grad && columns.at(step) < loss.classes; ++step) {
             if (of.counts) {
-                load<T, kVector<T>>(columns, row, step, -infinity<A>(), x);
+                const Pack<T, kVector<T>> pack = load(columns, row, step, narrow<T>(-infinity<A>()));
 #pragma unroll
-                for (int i = 0; i < kVector<T>; ++i) x[i] = exp(x[i] - seen.reference());
+                for (int i = 0; i < kVector<T>; ++i) x[i] = exp(widen(pack.value[i]) - seen.reference());
             }
             of.store_gradient(columns, grad + first * loss.classes, step, factor, scale, x);
         }
@@ -340,7 +349,7 @@ __global__ void __launch_bounds__(1024) softmax_cross_entropy_long_rows(
 
 // The weights of the targets that are not ignored, one sum a block: the denominators of a mean over class indices.
 template <class T>
-__global__ void __launch_bounds__(1024) softmax_cross_entropy_denominators(
+__global__ void __launch_bounds__(kBlock) softmax_cross_entropy_denominators(
     const int64* __restrict__ target, const T* __restrict__ weight, double* __restrict__ sums, CrossEntropy loss) {
     double sum = 0;
     for (int64 at = global_index(); at < loss.rows; at += grid_size()) {
@@ -357,7 +366,7 @@ __global__ void __launch_bounds__(1024) softmax_cross_entropy_denominators(
 
 // The sum or the mean of the losses, by one block.
 template <class T>
-__global__ void __launch_bounds__(1024) softmax_cross_entropy_reduce(
+__global__ void __launch_bounds__(kBlock) softmax_cross_entropy_reduce(
     const double* __restrict__ partial_losses, const double* __restrict__ denominators, T* __restrict__ result,
     CrossEntropy loss, int partials) {
     double sum = 0;
@@ -369,18 +378,18 @@ __global__ void __launch_bounds__(1024) softmax_cross_entropy_reduce(
 
 // grad (N, C) times one number, or one a row. Neither is changed: a graph that is kept goes back through them again.
 template <class T>
-__global__ void __launch_bounds__(1024) softmax_cross_entropy_scale(
+__global__ void __launch_bounds__(kBlock) softmax_cross_entropy_scale(
     const T* __restrict__ grad, const T* __restrict__ upstream, T* __restrict__ result, int64 rows, int classes,
     int one_a_row) {
     for (int64 at = int64(blockIdx.x) * blockDim.y + threadIdx.y; at < rows; at += int64(gridDim.x) * blockDim.y) {
         const Accumulator<T> factor = widen(upstream[one_a_row ? at : 0]);
         const Columns<kVector<T>> columns(grad + at * classes, classes);
         for (int step = 0; columns.at(step) < classes; ++step) {
+            const Pack<T, kVector<T>> pack = load(columns, grad + at * classes, step, narrow<T>(0));
             Accumulator<T> x[kVector<T>];
-            load<T, kVector<T>>(columns, grad + at * classes, step, 0, x);
 #pragma unroll
-            for (int i = 0; i < kVector<T>; ++i) x[i] *= factor;
-            store<T, kVector<T>>(columns, result + at * classes, step, x);
+            for (int i = 0; i < kVector<T>; ++i) x[i] = widen(pack.value[i]) * factor;
+            store(columns, result + at * classes, step, x);
         }
     }
 }
