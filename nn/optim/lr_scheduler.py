@@ -1,0 +1,70 @@
+"""Learning rates that change from epoch to epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .optimizer import Optimizer
+
+
+class LRScheduler:
+    """Base of the schedules: `step()` after each epoch sets the learning rate of every group to `get_lr()`.
+
+    last_epoch: the epoch to go on from; then the groups must hold "initial_lr", as a loaded optimizer's do.
+    """
+
+    def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"{type(self).__name__}: expected an Optimizer, got {type(optimizer).__name__}")
+        for i, group in enumerate(optimizer.param_groups):
+            if last_epoch == -1:
+                group["initial_lr"] = group["lr"]
+            elif "initial_lr" not in group:
+                raise KeyError(
+                    f'{type(self).__name__}: group {i} has no "initial_lr" to go on from epoch {last_epoch}'
+                )
+        self.optimizer = optimizer
+        self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        self.last_epoch = last_epoch
+        self.step()
+
+    def get_lr(self) -> list[float]:
+        """The learning rates of the groups for `last_epoch`, from those of the epoch before."""
+        raise NotImplementedError(f"{type(self).__name__}.get_lr")
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rates that the last step set."""
+        return self._last_lr
+
+    def step(self) -> None:
+        """Go on to the next epoch."""
+        self.last_epoch += 1
+        self._last_lr = self.get_lr()
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the optimizer."""
+        return {name: value for name, value in self.__dict__.items() if name != "optimizer"}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.__dict__.update(state_dict)
+
+
+class StepLR(LRScheduler):
+    """Multiplies the learning rates by `gamma` every `step_size` epochs."""
+
+    def __init__(
+        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
+    ) -> None:
+        if isinstance(step_size, bool) or not hasattr(step_size, "__index__") or step_size < 1:
+            raise ValueError(f"StepLR: step_size must be a positive integer, got {step_size!r}")
+        self.step_size = step_size
+        self.gamma = gamma
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        change = self.gamma if self.last_epoch and self.last_epoch % self.step_size == 0 else 1
+        return [group["lr"] * change for group in self.optimizer.param_groups]

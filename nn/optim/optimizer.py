@@ -1,0 +1,228 @@
+"""Optimizer: groups of parameters with their settings, and what is remembered for each parameter."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...engine import Tensor
+from ...engine.backend import is_array, transfer
+from ...engine.dtypes import is_half
+from ...engine.grad_mode import enable_grad
+from ...engine.tensor import wrap
+
+Group = dict[str, Any]
+
+# Large parameters are updated in pieces of so many elements, which stay in the CPU's cache between passes.
+_PIECE = 1 << 15
+
+
+class Optimizer:
+    """Base of all optimizers. `params`: tensors, or dicts of "params" and their settings."""
+
+    def __init__(self, params: Iterable[Any], defaults: Group) -> None:
+        name = type(self).__name__
+        if isinstance(params, Tensor) or is_array(params):
+            raise TypeError(
+                f"{name}: params must be an iterable of tensors or dicts, got one {type(params).__name__}"
+            )
+        given = list(params)
+        if not given:
+            raise ValueError(f"{name}: got an empty list of parameters")
+        self.defaults = defaults
+        self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+        self.param_groups: list[Group] = []
+        self._scratch: dict[tuple[tuple[int, ...], np.dtype], list[np.ndarray]] = {}
+        for group in given if isinstance(given[0], dict) else [{"params": given}]:
+            self.add_param_group(group)
+
+    def check(self, group: Group) -> None:
+        """Raise where a setting of `group` makes no sense."""
+
+    def update(self, group: Group, state: dict[str, Any], param: Any, grad: Any) -> None:
+        """Change the array `param` by its gradient, and `state` with it."""
+        raise NotImplementedError(f"{type(self).__name__}.update")
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters with settings of their own; what is not given is taken from the defaults."""
+        name = type(self).__name__
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise TypeError(f'{name}: expected a dict with "params", got {type(param_group).__name__}')
+        params = param_group["params"]
+        if isinstance(params, set):
+            raise TypeError(f"{name}: a set of parameters has no order; give a list")
+        group = {**self.defaults, **param_group}
+        group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+        seen = {parameter for other in self.param_groups for parameter in other["params"]}
+        for parameter in params:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(f"{name}: expected tensors, got {type(parameter).__name__}")
+            if not parameter.is_leaf:
+                raise ValueError(
+                    f"{name}: a tensor that was computed (shape {parameter.shape}) cannot be optimized"
+                )
+            if parameter in seen:
+                raise ValueError(f"{name}: a parameter of shape {parameter.shape} is given twice")
+            seen.add(parameter)
+        self.check(group)
+        self.param_groups.append(group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters, or set them to zero."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if set_to_none:
+                    parameter.grad = None
+                elif parameter.grad is not None:
+                    parameter.grad = parameter.grad.detach().zero_()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Change each parameter that has a gradient; `closure` computes loss and gradients first."""
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            changing = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in changing:
+                self._check_gradient(parameter)
+            for parameter in changing:
+                array, grad = parameter._data, parameter.grad._data
+                self.update(group, self.state[parameter], array, grad)
+                parameter._versions[0] += 1
+        return loss
+
+    def _check_gradient(self, parameter: Tensor) -> None:
+        array, grad = parameter._data, parameter.grad._data  # type: ignore[union-attr]
+        if grad.shape != array.shape or grad.dtype != array.dtype:
+            raise RuntimeError(
+                f"{type(self).__name__}: a parameter of shape {array.shape} and dtype {array.dtype} has a "
+                f"gradient of shape {grad.shape} and dtype {grad.dtype}"
+            )
+
+    # ---- arrays
+
+    def pieces(self, arrays: list[Any], scratch: int) -> Iterator[list[Any]]:
+        """`arrays` (parameter, gradient, state) part by part, with `scratch` arrays to work in behind them.
+
+        Half types are handed out in float32 and written back; gradients, at position 1, are not.
+        """
+        first = arrays[0]
+        if is_half(first.dtype):
+            wide = [array.astype(np.float32) for array in arrays]
+            yield [*wide, *(np.empty_like(wide[0]) for _ in range(scratch))]
+            for i, (array, result) in enumerate(zip(arrays, wide, strict=True)):
+                if i != 1:
+                    array[...] = result
+        elif first.size <= _PIECE and isinstance(first, np.ndarray):
+            yield arrays + self._scratch_like(first, first.shape, scratch)
+        elif isinstance(first, np.ndarray) and all(array.flags.c_contiguous for array in arrays):
+            flat = [array.reshape(-1) for array in arrays]
+            for start in range(0, first.size, _PIECE):
+                parts = [array[start : start + _PIECE] for array in flat]
+                yield parts + self._scratch_like(first, parts[0].shape, scratch)
+        else:
+            yield arrays + [np.empty_like(first) for _ in range(scratch)]
+
+    def _scratch_like(self, array: np.ndarray, shape: tuple[int, ...], count: int) -> list[np.ndarray]:
+        """Arrays to work in, made once for each shape and dtype."""
+        key = (shape, array.dtype)
+        known = self._scratch.get(key)
+        if known is None or len(known) < count:
+            known = self._scratch[key] = [np.empty(shape, array.dtype) for _ in range(count)]
+        return known[:count]
+
+    # ---- saving
+
+    def state_dict(self) -> dict[str, Any]:
+        """PyTorch's form: "state" by parameter number, "param_groups" with numbers. Memory is shared."""
+        numbers: dict[Tensor, int] = {}
+        groups = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                numbers[parameter] = len(numbers)
+            settings = {name: value for name, value in group.items() if name != "params"}
+            groups.append({**settings, "params": [numbers[parameter] for parameter in group["params"]]})
+        state = {numbers[parameter]: dict(known) for parameter, known in self.state.items()}
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, with tensors or arrays in it; groups must match in number and size."""
+        name = f"{type(self).__name__}.load_state_dict"
+        try:
+            saved, states = list(state_dict["param_groups"]), dict(state_dict["state"])
+            sizes = [len(group["params"]) for group in saved]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f'{name}: expected a dict with "state" and "param_groups" ({error!r})'
+            ) from error
+        own = [len(group["params"]) for group in self.param_groups]
+        if sizes != own:
+            raise ValueError(f"{name}: groups of {own} parameters, but the saved ones have {sizes}")
+        by_number = {
+            number: parameter
+            for group, known in zip(self.param_groups, saved, strict=True)
+            for parameter, number in zip(group["params"], known["params"], strict=True)
+        }
+        loaded = defaultdict(dict)
+        for number, known in states.items():
+            if number not in by_number:
+                raise ValueError(f"{name}: there is state for parameter {number}, which is in no group")
+            parameter = by_number[number]
+            loaded[parameter] = {key: _loaded(name, key, value, parameter) for key, value in known.items()}
+        groups = [
+            {
+                **self.defaults,
+                **copy.deepcopy({k: v for k, v in known.items() if k != "params"}),
+                "params": g["params"],
+            }
+            for g, known in zip(self.param_groups, saved, strict=True)
+        ]
+        for group in groups:
+            self.check(group)
+        self.param_groups[:] = groups
+        self.state = loaded
+
+    def __repr__(self) -> str:
+        text = f"{type(self).__name__} ("
+        for i, group in enumerate(self.param_groups):
+            text += f"\nParameter Group {i}\n"
+            text += "".join(f"    {key}: {group[key]}\n" for key in sorted(group) if key != "params")
+        return text + ")"
+
+
+def _loaded(name: str, key: str, value: Any, parameter: Tensor) -> Any:
+    """A value of a saved state, with arrays copied in the parameter's dtype and to its device."""
+    if key == "step":
+        return int(value)
+    if isinstance(value, Tensor):
+        value = value._data
+    elif hasattr(value, "detach"):
+        value = (
+            value.detach().cpu().float().numpy() if parameter.itemsize == 2 else value.detach().cpu().numpy()
+        )
+    if not is_array(value):
+        return value
+    if value.shape != parameter.shape:
+        raise ValueError(f"{name}: {key} has shape {value.shape}, its parameter {parameter.shape}")
+    return wrap(transfer(value, parameter.device).astype(parameter.dtype))
+
+
+def zeros_for(param: Any) -> Tensor:
+    """State that begins at zero."""
+    return wrap(np.zeros_like(param, order="C"))
+
+
+def check_number(
+    optimizer: str, name: str, value: Any, least: float = 0.0, below: float = float("inf")
+) -> None:
+    """Raise unless `value` is a number of at least `least` and less than `below`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{optimizer}: {name} must be a number, got {type(value).__name__}")
+    if not least <= value < below:
+        limit = f"at least {least:g}" if below == float("inf") else f"at least {least:g} and below {below:g}"
+        raise ValueError(f"{optimizer}: {name} must be {limit}, got {value}")
