@@ -93,16 +93,11 @@ class Unfolding:
             )
         ]
 
-    def padded(self, images: int, channels: int, rows: int) -> np.ndarray:
-        """Zeros for the padded input of some rows of the output."""
-        # What is pitched runs up to one row past the padded image.
-        height = self._input_rows(rows) + self.pitched
-        return np.zeros((images, channels, height, self.padded_width), self.dtype)
-
     def buffers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Memory in which to unfold one piece at a time."""
+        """Memory in which to unfold one piece at a time: its padded input, zero, and its columns."""
+        shape = (self.images, self.channels, self._input_rows(self.rows), self.padded_width)
         columns = np.empty(self.images * self.groups * self.depth * self.rows * self.pitch, self.dtype)
-        return self.padded(self.images, self.channels, self.rows), columns
+        return np.zeros(shape, self.dtype), columns
 
     def unfold(
         self, x: np.ndarray, piece: Piece, buffers: tuple[np.ndarray, np.ndarray], together: bool = False
@@ -124,7 +119,9 @@ class Unfolding:
 
     def fold(self, columns: np.ndarray, channels: int) -> np.ndarray:
         """Add columns (n, ..., positions) of `channels` channels to where they came from: (n, channels, H, W)."""
-        padded = self.padded(len(columns), channels, self.size[0])
+        # A stride may leave the last rows of the input unseen.
+        height = max(self._input_rows(self.size[0]), self.padding[0][0] + self.height)
+        padded = np.zeros((len(columns), channels, height, self.padded_width), self.dtype)
         seen = self._seen(padded, self.size[0])
         columns = columns.reshape(seen.shape)
         for i in range(self.taps[0]):
@@ -151,7 +148,8 @@ class Unfolding:
         return np.ndarray((*padded.shape[:2], *self.taps, *positions), padded.dtype, padded, 0, steps)
 
     def _input_rows(self, rows: int) -> int:
-        return (rows - 1) * self.stride[0] + (self.taps[0] - 1) * self.dilation[0] + 1
+        """Rows of the padded input that so many rows of the output see; what is pitched runs up to one row further."""
+        return (rows - 1) * self.stride[0] + (self.taps[0] - 1) * self.dilation[0] + 1 + self.pitched
 
     def _pad(self, x: np.ndarray, piece: Piece, padded: np.ndarray) -> None:
         """Fill in the padded input of a piece. The columns beside the image are zero from the start and stay so."""

@@ -1,0 +1,301 @@
+import importlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adjoint import kernels
+from adjoint.kernels.cpu import parallel
+
+conv = importlib.import_module("adjoint.kernels.cpu.conv")
+
+ZEROS = ((0, 0), (0, 0))
+
+# (x shape, weight shape, stride, padding, dilation, groups)
+CASES = [
+    ((2, 3, 8, 9), (4, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((5, 1, 12, 12), (6, 1, 5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((3, 6, 14, 14), (16, 6, 5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((2, 4, 9, 8), (6, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2),
+    ((2, 8, 7, 7), (8, 1, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 8),
+    ((2, 6, 9, 9), (12, 1, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 6),
+    ((2, 5, 6, 7), (7, 5, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((2, 5, 6, 7), (7, 5, 1, 1), (2, 3), ((1, 0), (0, 2)), (1, 1), 1),
+    ((1, 2, 3, 3), (3, 2, 1, 1), (1, 1), ((2, 2), (2, 2)), (1, 1), 1),
+    ((2, 3, 4, 4), (2, 3, 4, 4), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((2, 3, 17, 5), (4, 3, 7, 1), (3, 1), ((3, 3), (0, 0)), (2, 1), 1),
+    ((1, 70, 9, 9), (66, 70, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((2, 40, 13, 13), (48, 40, 3, 3), (2, 2), ((0, 1), (1, 0)), (1, 1), 1),
+    ((1, 1, 5, 5), (1, 1, 2, 2), (1, 1), ((4, 0), (0, 4)), (1, 1), 1),
+]
+
+
+def padded(x, padding):
+    return np.pad(x, ((0, 0), (0, 0), *padding))
+
+
+def seen_by_tap(x, i, j, size, stride, dilation):
+    rows = slice(i * dilation[0], i * dilation[0] + (size[0] - 1) * stride[0] + 1, stride[0])
+    columns = slice(j * dilation[1], j * dilation[1] + (size[1] - 1) * stride[1] + 1, stride[1])
+    return x[:, :, rows, columns]
+
+
+def naive(x, weight, dy, stride, padding, dilation, groups):
+    """y, dx and dw in float64, one tap at a time; dy is a function of y's shape."""
+    x, weight = x.astype(np.float64), weight.astype(np.float64)
+    n, channels = x.shape[:2]
+    k, c, r, s = weight.shape
+    wide = padded(x, padding)
+    size = [(wide.shape[2 + a] - dilation[a] * ((r, s)[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
+    y = np.zeros((n, k, *size))
+    dy = dy(y.shape)
+    grads = dy.astype(np.float64).reshape(n, groups, k // groups, *size)
+    dx, dw = np.zeros_like(wide), np.zeros_like(weight)
+    for i in range(r):
+        for j in range(s):
+            tap = weight[:, :, i, j].reshape(groups, k // groups, c)
+            seen = seen_by_tap(wide, i, j, size, stride, dilation).reshape(n, groups, c, *size)
+            y += np.einsum("ngcpq,gkc->ngkpq", seen, tap).reshape(y.shape)
+            dw[:, :, i, j] = np.einsum("ngcpq,ngkpq->gkc", seen, grads).reshape(k, c)
+            back = np.einsum("ngkpq,gkc->ngcpq", grads, tap).reshape(n, channels, *size)
+            seen_by_tap(dx, i, j, size, stride, dilation)[...] += back
+    (top, _), (left, _) = padding
+    return y, dy, dx[:, :, top : top + x.shape[2], left : left + x.shape[3]], dw
+
+
+def operands(x_shape, weight_shape, dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.standard_normal(x_shape).astype(dtype),
+        rng.standard_normal(weight_shape).astype(dtype),
+        lambda shape: rng.standard_normal(shape).astype(dtype),
+    )
+
+
+def check(x, weight, dy, arguments, rtol=1e-10, atol=1e-10):
+    y, dy, dx, dw = naive(x, weight, dy, *arguments)
+    copies = [a.copy() for a in (x, weight, dy)]
+    results = (
+        kernels.conv2d(x, weight, None, *arguments),
+        kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
+        kernels.conv2d_weight_grad(dy, x, weight.shape, *arguments),
+    )
+    for result, wanted in zip(results, (y, dx, dw), strict=True):
+        assert result.dtype == x.dtype and result.flags.c_contiguous
+        np.testing.assert_allclose(result.astype(np.float64), wanted, rtol, atol)
+    for array, copy in zip((x, weight, dy), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_naive_loops(case):
+    x_shape, weight_shape, *arguments = case
+    check(*operands(x_shape, weight_shape), arguments)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("piece_bytes", [1, 4000])
+def test_pieces_of_any_size(case, piece_bytes, monkeypatch):
+    for name in ("_SMALL_PIECE_BYTES", "_LARGE_PIECE_BYTES"):
+        monkeypatch.setattr(conv, name, piece_bytes)
+    for product in (0, 1000, 1 << 30):
+        monkeypatch.setattr(conv, "_SMALL_PRODUCT", product)
+        x_shape, weight_shape, *arguments = case
+        check(*operands(x_shape, weight_shape), arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_pytorch(case, dtype):
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    x_shape, weight_shape, *arguments = case
+    stride, padding, dilation, groups = arguments
+    x, weight, make = operands(x_shape, weight_shape, dtype)
+    bias = make(weight_shape[:1])
+    tx, tw, tb = (torch.tensor(a, requires_grad=True) for a in (x, weight, bias))
+    wide = torch.nn.functional.pad(tx, (*padding[1], *padding[0]))
+    ty = torch.nn.functional.conv2d(wide, tw, tb, stride, 0, dilation, groups)
+    dy = make(tuple(ty.shape))
+    ty.backward(torch.tensor(dy))
+    tolerance = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-10}
+    np.testing.assert_allclose(kernels.conv2d(x, weight, bias, *arguments), ty.detach(), **tolerance)
+    np.testing.assert_allclose(kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance)
+    np.testing.assert_allclose(kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance)
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.integers(0, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.tuples(sides, sides), pairs, pairs,
+    pairs, st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 100),
+)  # fmt: skip
+def test_any_setting(n, groups, c, k, padding, taps, stride, dilation, more, seed):
+    size = [max(1, g * (t - 1) + 1 - sum(p) + m) for g, t, p, m in zip(dilation, taps, padding, more, strict=True)]
+    x, weight, dy = operands((n, groups * c, *size), (groups * k, c, *taps), seed=seed)
+    check(x, weight, dy, (stride, padding, dilation, groups))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[6], CASES[12]], ids=str)
+def test_half_types_round_once(case, dtype):
+    x_shape, weight_shape, *arguments = case
+    x, weight, make = operands(x_shape, weight_shape, dtype)
+    bias = make(weight_shape[:1])
+    y, dy, dx, dw = naive(x, weight, make, *arguments)
+    y += bias.astype(np.float64)[:, None, None]
+    # Half a unit in the last place of the result, and float32 sums.
+    step = {"rtol": 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001, "atol": 1e-4}
+    np.testing.assert_allclose(kernels.conv2d(x, weight, bias, *arguments).astype(np.float64), y, **step)
+    got = kernels.conv2d_input_grad(dy, weight, x_shape, *arguments)
+    np.testing.assert_allclose(got.astype(np.float64), dx, **step)
+    got = kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got.astype(np.float64), dw, **step)
+
+
+def views(a):
+    """The same values behind other strides."""
+    yield np.asfortranarray(a)
+    yield np.ascontiguousarray(a[..., ::-1])[..., ::-1]
+    yield np.ascontiguousarray(a[::-1, :, ::-1])[::-1, :, ::-1]
+    yield np.repeat(np.repeat(a, 2, axis=1), 3, axis=3)[:, ::2, :, ::3]
+    yield np.broadcast_to(a[:1], a.shape)
+
+
+@pytest.mark.parametrize("case", CASES[:7], ids=str)
+def test_any_strides(case):
+    x_shape, weight_shape, *arguments = case
+    x, weight, make = operands(x_shape, weight_shape)
+    dy = make(kernels.conv2d(x, weight, None, *arguments).shape)
+    for vx, vw, vdy in zip(views(x), views(weight), views(dy), strict=True):
+        check(vx, vw, lambda shape, vdy=vdy: vdy, arguments)
+
+
+@pytest.mark.parametrize("x_shape, weight_shape", [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))])
+def test_empty(x_shape, weight_shape):
+    arguments = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    check(*operands(x_shape, weight_shape), arguments)
+    bias = np.arange(4.0)
+    y = kernels.conv2d(np.ones(x_shape), np.ones(weight_shape), bias, *arguments)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], (x_shape[0], 4, 5, 5)))
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("case", CASES[:5], ids=str)
+def test_what_is_not_finite_stays_in_its_place(case, value):
+    x_shape, weight_shape, *arguments = case
+    # Padding times a weight that is not finite is NaN, in the definition too; x and dy reach only their own windows.
+    unpadded = arguments[1] == ZEROS
+    for spoiled in (0, 1, 2) if unpadded else (0, 2):
+        x, weight, make = operands(x_shape, weight_shape)
+        dy = make(kernels.conv2d(x, weight, None, *arguments).shape)
+        array = (x, weight, dy)[spoiled]
+        array[0, 0, 0, -1] = value
+        with np.errstate(invalid="ignore"):
+            check(x, weight, lambda shape, dy=dy: dy, arguments)
+
+
+def test_no_warning_for_infinities():
+    x = np.full((1, 1, 4, 4), np.inf)
+    with np.errstate(all="raise"):
+        y = kernels.conv2d(x, np.array([[[[1.0, -1.0]]]]))
+    assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[11], CASES[12]], ids=str)
+def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
+    monkeypatch.setattr(conv, "_SMALL_PIECE_BYTES", 20000)
+    x_shape, weight_shape, *arguments = case
+    x, weight, make = operands((9, *x_shape[1:]), weight_shape, np.float32)
+    dy = make(kernels.conv2d(x, weight, None, *arguments).shape)
+
+    def run():
+        return (
+            kernels.conv2d(x, weight, None, *arguments),
+            kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
+            kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments),
+        )
+
+    before = parallel.threads()
+    wanted = run()
+    try:
+        for threads in (1, 2, 3, 1, 5):
+            parallel.set_threads(threads)
+            for got, want in zip(run(), wanted, strict=True):
+                np.testing.assert_array_equal(got, want)
+    finally:
+        parallel.set_threads(before)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stride": (0, 1)}, r"conv2d: stride must be two integers of at least 1, got \(0, 1\)"),
+        ({"stride": 2}, r"conv2d: stride must be two integers of at least 1, got 2"),
+        ({"dilation": (1, 0)}, r"conv2d: dilation must be two integers of at least 1, got \(1, 0\)"),
+        ({"padding": ((0, -1), (0, 0))}, r"padding must be .* not negative, got \(\(0, -1\), \(0, 0\)\)"),
+        ({"padding": (1, 1)}, r"padding must be \(\(top, bottom\), \(left, right\)\).*got \(1, 1\)"),
+        ({"groups": 0}, r"groups must be a positive integer, got 0"),
+        ({"groups": 4}, r"groups must divide the output channels, got 6 output channels .*groups=4"),
+        ({"groups": 2}, r"wants 6 input channels, got 3"),
+        ({"x": np.zeros((3, 5, 5))}, r"input must have the shape \(N, C, H, W\), got \(3, 5, 5\)"),
+        ({"weight": np.zeros((6, 3, 3))}, r"weight must have the shape \(K, C / groups, R, S\), got \(6, 3, 3\)"),
+        ({"weight": np.zeros((0, 3, 3, 3))}, r"weight needs at least one filter and one tap"),
+        ({"weight": np.zeros((6, 3, 6, 3))}, r"kernel is larger than the padded input: height 6 .* over 5"),
+        ({"dilation": (1, 3)}, r"kernel is larger than the padded input: width 7 .* over 5 \(input 5"),
+        ({"bias": np.zeros(5)}, r"bias must have the shape \(6,\), one per output channel, got \(5,\)"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str) else next(iter(value)),
+)
+def test_wrong_shapes_and_settings(changes, message):
+    arguments = {"x": np.zeros((1, 3, 5, 5)), "weight": np.zeros((6, 3, 3, 3))} | changes
+    with pytest.raises(ValueError, match=message) as caught:
+        kernels.conv2d(**arguments)
+    assert str(caught.value).startswith("conv2d: ")
+
+
+def test_wrong_arrays():
+    x, weight = np.zeros((1, 3, 5, 5), np.float32), np.zeros((6, 3, 3, 3), np.float32)
+    with pytest.raises(TypeError, match="conv2d: all arrays must have one dtype, got: x is float32, weight is float64"):
+        kernels.conv2d(x, weight.astype(np.float64))
+    with pytest.raises(TypeError, match="conv2d: x must be float32, float64, float16 or bfloat16, got int64"):
+        kernels.conv2d(x.astype(np.int64), weight)
+    with pytest.raises(TypeError, match="conv2d: weight must be a NumPy or CuPy array, got list"):
+        kernels.conv2d(x, weight.tolist())
+
+
+def test_wrong_gradients():
+    x, weight = np.zeros((1, 3, 5, 5)), np.zeros((6, 3, 3, 3))
+    arguments = ((1, 1), ZEROS, (1, 1), 1)
+    wanted = r"the gradient must have the shape \(1, 6, 3, 3\) of the result, got \(1, 6, 3, 4\)"
+    with pytest.raises(ValueError, match="conv2d_input_grad: " + wanted):
+        kernels.conv2d_input_grad(np.zeros((1, 6, 3, 4)), weight, x.shape, *arguments)
+    with pytest.raises(ValueError, match="conv2d_weight_grad: " + wanted):
+        kernels.conv2d_weight_grad(np.zeros((1, 6, 3, 4)), x, weight.shape, *arguments)
+
+
+def test_number_of_threads(monkeypatch):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        parallel.set_threads(0)
+    monkeypatch.setattr(parallel, "_threads", None)
+    monkeypatch.setenv("ADJOINT_NUM_THREADS", "many")
+    with pytest.raises(ValueError, match="ADJOINT_NUM_THREADS must be a positive integer, got 'many'"):
+        parallel.threads()
+    monkeypatch.setenv("ADJOINT_NUM_THREADS", "3")
+    assert parallel.threads() == 3
+
+
+@pytest.mark.parametrize("guilty", [0, 7])
+def test_an_error_in_a_piece_reaches_the_caller(guilty):
+    def work(pieces):
+        for piece in pieces:
+            if piece == guilty:
+                raise KeyError(piece)
+
+    with pytest.raises(KeyError, match=str(guilty)):
+        parallel.share(work, range(8))
