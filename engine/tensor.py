@@ -53,7 +53,7 @@ class Tensor:
     _versions: list[int]  # one count of in-place changes, shared by all views of a memory
     _edge: Edge | None = None
     _view: View | None = None
-    grad: Tensor | None = None
+    _grad: Tensor | None = None
     retains_grad: bool = False
 
     __array_ufunc__ = None  # so that `array + tensor` becomes tensor.__radd__
@@ -247,6 +247,21 @@ class Tensor:
         return copy
 
     # ---- the gradient
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What backward has added up here: None, or a tensor of this one's shape and dtype."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None:
+            if not isinstance(value, Tensor):
+                raise TypeError(f"grad: expected a Tensor or None, got {type(value).__name__}")
+            given, wanted = ((tensor.shape, tensor.dtype, str(tensor.device)) for tensor in (value, self))
+            if given != wanted:
+                raise RuntimeError(f"grad: this tensor has shape, dtype and device {wanted}, but the gradient {given}")
+        self._grad = value
 
     @property
     def requires_grad(self) -> bool:

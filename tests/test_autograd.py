@@ -1,0 +1,626 @@
+"""The graph: gradients, orders of derivatives, hooks, memory, threads, leaves."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adjoint import Tensor, cat, enable_grad, is_grad_enabled, no_grad, set_grad_enabled, stack
+from adjoint.engine.gradients import backward, grad
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+needs_torch = pytest.mark.skipif(torch is None, reason="compares with PyTorch, which is not installed")
+
+
+def tensor(values: Any, requires_grad: bool = True) -> Tensor:
+    return Tensor(np.array(values, dtype=np.float64), requires_grad=requires_grad)
+
+
+def same(actual: Any, expected: Any) -> None:
+    assert actual is not None
+    np.testing.assert_allclose(actual.detach().numpy(), np.asarray(expected), rtol=1e-12, atol=1e-14)
+
+
+# ---- gradients by position, broadcasting, repeated use
+
+
+@pytest.mark.parametrize(
+    ("function", "derivative"),
+    [
+        (lambda x: x - x, lambda x: 0 * x),
+        (lambda x: x + x, lambda x: 2 + 0 * x),
+        (lambda x: x * x, lambda x: 2 * x),
+        (lambda x: x / x, lambda x: 0 * x),
+        (lambda x: x**x, lambda x: x**x * (np.log(x) + 1)),
+        (lambda x: x * x * x - x / (x * x), lambda x: 3 * x**2 + 1 / x**2),
+        (lambda x: cat([x, x, x * 2]), lambda x: 4 + 0 * x),
+    ],
+)
+def test_an_input_used_several_times(function: Callable[[Any], Any], derivative: Callable[[Any], Any]) -> None:
+    values = np.array([0.5, 2.0, 3.0])
+    x = tensor(values)
+    function(x).sum().backward()
+    same(x.grad, derivative(values))
+
+
+def test_broadcast_inputs_get_gradients_of_their_own_shape() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = rng.standard_normal((1, 3)), rng.standard_normal((2, 4, 3)), rng.standard_normal((4, 1))
+    x, y, z = tensor(a), tensor(b), tensor(c)
+    (x * y * z).sum().backward()
+    same(x.grad, (b * c).sum((0, 1)).reshape(1, 3))
+    same(y.grad, a * c + 0 * b)
+    same(z.grad, (a * b).sum((0, 2)).reshape(4, 1))
+
+
+def test_a_scalar_input_and_empty_inputs_broadcast() -> None:
+    x, y = tensor(2.0), tensor(np.zeros((0, 3)))
+    (x * y).sum().backward()
+    assert x.grad is not None and x.grad.shape == () and x.grad.item() == 0
+    assert y.grad is not None and y.grad.shape == (0, 3)
+
+
+def test_permutation_is_undone_by_its_inverse() -> None:
+    weight = np.arange(24.0).reshape(3, 4, 2)
+    x = tensor(np.zeros((2, 3, 4)))
+    (x.permute(1, 2, 0) * Tensor(weight)).sum().backward()
+    same(x.grad, weight.transpose(2, 0, 1))
+
+
+def test_gradients_have_the_dtype_of_their_input() -> None:
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    y = tensor([1.0, 2.0, 3.0])
+    h = Tensor(np.ones(3, np.float16), requires_grad=True)
+    (x * y * h).sum().backward()
+    assert [t.grad.dtype for t in (x, y, h)] == [np.float32, np.float64, np.float16]
+    same(h.grad, [1, 2, 3])
+
+
+def test_an_integer_partner_gets_no_gradient() -> None:
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    n = Tensor(np.array([1, 2, 3]))
+    y = x * n
+    assert y.dtype == np.float32
+    y.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1, 2, 3] and n.grad is None
+
+
+def test_integers_cannot_require_a_gradient() -> None:
+    n = Tensor(np.array([1, 2]))
+    with pytest.raises(RuntimeError, match="only floating"):
+        n.requires_grad_()
+    with pytest.raises(RuntimeError, match="only floating"):
+        Tensor(np.array([True]), requires_grad=True)
+    assert not (tensor([1.0]) > 0).requires_grad
+
+
+# ---- higher derivatives
+
+
+def test_derivatives_up_to_the_third() -> None:
+    x = tensor(0.7)
+    y = x.sin() * x**3
+    derivatives = []
+    for _ in range(3):
+        (y,) = grad(y, x, create_graph=True)
+        derivatives.append(y.item())
+    s, c, v = np.sin(0.7), np.cos(0.7), 0.7
+    assert derivatives == pytest.approx(
+        [
+            c * v**3 + 3 * s * v**2,
+            -s * v**3 + 6 * c * v**2 + 6 * s * v,
+            -c * v**3 - 9 * s * v**2 + 18 * c * v + 6 * s,
+        ]
+    )
+
+
+def test_a_gradient_penalty_reaches_the_weights() -> None:
+    x, w = tensor([1.0, 2.0]), tensor([3.0, -1.0])
+    (g,) = grad((x * w).sin().sum(), x, create_graph=True)
+    (g * g).sum().backward()
+    a, b = np.array([1.0, 2.0]), np.array([3.0, -1.0])
+    same(w.grad, 2 * np.cos(a * b) * b * (np.cos(a * b) - b * np.sin(a * b) * a))
+
+
+def test_backward_with_create_graph_leaves_gradients_that_can_be_differentiated() -> None:
+    x = tensor([1.0, 2.0])
+    (x**3).sum().backward(create_graph=True)
+    assert x.grad is not None and x.grad.requires_grad
+    (second,) = grad(x.grad.sum(), x)
+    same(second, [6.0, 12.0])
+
+
+def test_with_create_graph_two_leaves_do_not_share_a_gradient() -> None:
+    x, y = tensor([1.0]), tensor([2.0])
+    (x + y).sum().backward(create_graph=True)
+    assert x.grad is not None and y.grad is not None
+    with no_grad():
+        x.grad.zero_()
+    same(y.grad, [1.0])
+
+
+# ---- grad and backward: arguments
+
+
+def test_grad_outputs_weight_the_outputs() -> None:
+    x = tensor([1.0, 2.0])
+    (g,) = grad([x * 2, x * x], x, [tensor([1.0, 3.0], False), tensor([1.0, 1.0], False)])
+    same(g, [2 + 2, 6 + 4])
+    assert x.grad is None
+
+
+def test_grad_outputs_must_fit() -> None:
+    x = tensor([1.0, 2.0])
+    with pytest.raises(RuntimeError, match=r"shape \(2,\).*\(3,\)"):
+        grad(x * 2, x, tensor([1.0, 1.0, 1.0], False))
+    with pytest.raises(RuntimeError, match="one element"):
+        grad(x * 2, x)
+    with pytest.raises(RuntimeError, match="2 gradients for 1"):
+        grad(x.sum(), x, [None, None])
+    with pytest.raises(TypeError, match="floating"):
+        grad(x * 2, x, Tensor(np.array([1, 1])))
+
+
+def test_grad_of_a_differentiable_weight() -> None:
+    x, v = tensor([1.0, 2.0]), tensor([1.0, 1.0])
+    (g,) = grad(x**2, x, v, create_graph=True)
+    (by_v,) = grad(g.sum(), v)  # the trick that makes forward derivatives of two backward ones
+    same(by_v, [2.0, 4.0])
+
+
+def test_unused_inputs() -> None:
+    x, unused = tensor([1.0]), tensor([1.0, 2.0])
+    with pytest.raises(RuntimeError, match=r"input 1 \(shape \(2,\)\)"):
+        grad(x.sum(), [x, unused])
+    assert grad(x.sum(), [x, unused], allow_unused=True)[1] is None
+    same(grad(x.sum(), [x, unused], materialize_grads=True)[1], [0, 0])
+    with pytest.raises(RuntimeError, match="does not require"):
+        grad(x.sum(), [x, tensor([1.0], False)])
+
+
+def test_grad_of_a_tensor_on_the_way_does_not_pass_beyond() -> None:
+    x = tensor([1.0, 2.0])
+    y = x * 3
+    passed: list[str] = []
+    y.grad_fn.register_hook(lambda *_: passed.append("y"))
+    z = y * y
+    z.grad_fn.register_hook(lambda *_: passed.append("z"))
+    (g,) = grad(z.sum(), y)
+    same(g, [6, 12])
+    assert passed == ["z"] and x.grad is None
+
+
+def test_grad_computes_only_what_leads_to_the_inputs() -> None:
+    x, y = tensor([1.0]), tensor([2.0])
+    side = y.exp()
+    entered: list[int] = []
+    side.register_hook(lambda g: entered.append(1))
+    out = x * side
+    same(grad(out.sum(), x, retain_graph=True)[0], np.exp([2.0]))
+    assert not entered
+    grad(out.sum(), y)
+    assert entered
+
+
+def test_grad_of_an_output_itself() -> None:
+    x = tensor([1.0, 2.0])
+    y = x * 2
+    same(grad(y, y, tensor([3.0, 4.0], False))[0], [3, 4])
+
+
+def test_backward_into_chosen_inputs() -> None:
+    x, w = tensor([1.0, 2.0]), tensor([3.0, 4.0])
+    y = x * w
+    called = []
+    w.register_post_accumulate_grad_hook(lambda t: called.append(t is w))
+    (y * y).sum().backward(inputs=[w, w, y])
+    assert x.grad is None and called == [True]
+    same(w.grad, 2 * np.array([3.0, 8.0]) * [1, 2])
+    same(y.grad, [6, 16])
+    with pytest.raises(RuntimeError, match="empty"):
+        (x * 2).sum().backward(inputs=[])
+
+
+def test_backward_from_several_tensors_and_from_a_leaf() -> None:
+    x = tensor([1.0, 2.0])
+    y = x * 2
+    backward([y, y.sum(), x], [tensor([1.0, 1.0], False), None, tensor([0.5, 0.0], False)])
+    same(x.grad, [4.5, 4.0])
+    with pytest.raises(RuntimeError, match="does not require"):
+        tensor([1.0], False).backward()
+
+
+def test_going_through_a_graph_twice() -> None:
+    x = tensor([1.0, 2.0])
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    same(x.grad, [4.0, 8.0])
+    with pytest.raises(RuntimeError, match=r"backward of Mul.*retain_graph=True"):
+        y.backward()
+    z = (x + 1).sum()  # saves nothing, so there is nothing to free
+    z.backward()
+    z.backward()
+    same(x.grad, [6.0, 10.0])
+
+
+# ---- long chains, memory
+
+
+def test_a_chain_of_100_000_operations() -> None:
+    x = tensor([1.0])
+    y = x
+    for _ in range(50_000):
+        y = (y + 1.0) - 1.0
+    (g,) = grad(y.sum(), x, retain_graph=True)
+    same(g, [1.0])
+    y.sum().backward()
+    same(x.grad, [1.0])
+    node = weakref.ref(y.grad_fn)
+    del y
+    assert node() is None
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("passed", [False, True])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x * 2).exp().sin(),
+        lambda x: ((x * 2).exp() * x).sum(0).reshape(3, 1),
+        lambda x: [y := x * 2, y[0].mul_(x[1]), y.t().exp_()][-1] * 2,
+        lambda x: cat([x, x * 2]).tanh(),
+        lambda x: (y := x * x).mul_(y.detach() + 1),
+    ],
+)
+def test_no_cycle_keeps_a_graph_alive(function: Callable[[Any], Any], passed: bool) -> None:
+    x = tensor(np.arange(9.0).reshape(3, 3))
+    y = function(x)
+    nodes, found, todo = [], set(), [y.grad_fn]
+    while todo:
+        node = todo.pop()
+        if id(node) not in found and node.edges:
+            found.add(id(node))
+            nodes.append(weakref.ref(node))
+            todo += [edge.node for edge in node.edges if edge]
+    node = edge = None
+    assert len(nodes) >= 2
+    y.retain_grad()
+    if passed:
+        y.sum().backward()
+    del y, todo
+    assert [ref() for ref in nodes if ref() is not None] == []
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_saved_arrays_die_while_backward_passes() -> None:
+    x = tensor(np.ones(4))
+    inner = (x * 2).exp()
+    kept = weakref.ref(inner._data)
+    outer = inner.sin()
+    alive_inside: list[bool] = []
+    x.register_hook(lambda g: alive_inside.append(kept() is not None))
+    del inner
+    assert kept() is not None  # the graph needs it
+    outer.sum().backward()
+    assert alive_inside == [False] and kept() is None
+    assert outer.requires_grad
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_a_graph_keeps_neither_unneeded_arrays_nor_dead_leaves() -> None:
+    x = tensor(np.ones(4))
+    middle = x + 1
+    array = weakref.ref(middle._data)
+    y = middle + 1
+    del middle
+    assert array() is None
+    leaf = weakref.ref(x)
+    del x
+    assert leaf() is None
+    y.sum().backward()
+
+
+def test_grad_does_not_share_memory_with_what_the_user_gave() -> None:
+    x, y = tensor([1.0, 2.0]), tensor([1.0, 2.0])
+    weights = np.array([3.0, 4.0])
+    x.backward(Tensor(weights))
+    (y + 0).backward(Tensor(weights))
+    (y + 0).backward(Tensor(weights))
+    assert weights.tolist() == [3, 4]
+    for t in (x, y):
+        assert t.grad is not None and not np.shares_memory(t.grad.data, weights)
+    kept = tensor([1.0, 1.0], False)
+    z = tensor([1.0, 2.0])
+    z.grad = kept
+    z.sum().backward()
+    same(kept, [2.0, 2.0])  # as in PyTorch: an assigned gradient is the accumulator
+
+
+def test_grad_can_only_be_set_to_what_fits() -> None:
+    x = tensor([1.0, 2.0])
+    with pytest.raises(RuntimeError, match=r"\(3,\)"):
+        x.grad = tensor([1.0, 2.0, 3.0], False)
+    with pytest.raises(RuntimeError, match="float32"):
+        x.grad = Tensor(np.ones(2, np.float32))
+    with pytest.raises(TypeError, match="ndarray"):
+        x.grad = np.ones(2)  # type: ignore[assignment]
+    assert x.grad is None
+
+
+# ---- hooks
+
+
+def test_tensor_hooks_see_and_replace_the_whole_gradient() -> None:
+    x = tensor([1.0, 2.0])
+    y = x * 2
+    seen = []
+    y.register_hook(lambda g: seen.append(g.tolist()))
+    handle = y.register_hook(lambda g: g * 10)
+    y.register_hook(lambda g: seen.append(g.tolist()))
+    ((y * 3) + y).sum().backward(retain_graph=True)
+    assert seen == [[4, 4], [40, 40]]
+    same(x.grad, [80, 80])
+    handle.remove()
+    handle.remove()
+    x.grad = None
+    y.sum().backward()
+    same(x.grad, [2, 2])
+
+
+def test_leaf_hooks_run_once_and_before_accumulation() -> None:
+    x = tensor([1.0])
+    seen = []
+    with x.register_hook(lambda g: seen.append(g.item())):
+        (x * 2 + x * 3).sum().backward()
+    (x * 2).sum().backward()
+    assert seen == [5.0]
+    same(x.grad, [7.0])
+
+
+def test_a_hook_must_return_what_fits() -> None:
+    x = tensor([1.0, 2.0])
+    with x.register_hook(lambda g: g.sum()), pytest.raises(RuntimeError, match=r"hook.*\(\).*\(2,\)"):
+        x.sum().backward()
+    with x.register_hook(lambda g: g.numpy()), pytest.raises(TypeError, match="ndarray"):
+        x.sum().backward()
+    with pytest.raises(RuntimeError, match="does not require"):
+        tensor([1.0], False).register_hook(lambda g: g)
+
+
+def test_node_hooks() -> None:
+    x = tensor([1.0, 2.0])
+    y = x * 2
+    seen = []
+    y.grad_fn.register_prehook(lambda grads: (grads[0] * 3,))
+    y.grad_fn.register_hook(lambda inputs, outputs: seen.append((inputs[0].tolist(), outputs[0].tolist())))
+    y.grad_fn.register_hook(lambda inputs, outputs: (inputs[0] + 1, *inputs[1:]))
+    y.sum().backward()
+    assert seen == [([6, 6], [3, 3])]
+    same(x.grad, [7, 7])
+
+
+def test_retain_grad_comes_after_hooks_and_follows_a_change_in_place() -> None:
+    x = tensor([1.0, 2.0])
+    y = x * 2
+    assert not y.retains_grad
+    y.retain_grad()
+    y.retain_grad()
+    y.register_hook(lambda g: g * 10)
+    assert y.retains_grad
+    (y * 3).sum().backward()
+    same(y.grad, [30, 30])
+    z = x * 2
+    z.retain_grad()
+    z.mul_(3)
+    (z * 5).sum().backward()
+    same(z.grad, [5, 5])
+    with pytest.raises(RuntimeError, match="does not require"):
+        tensor([1.0], False).retain_grad()
+
+
+def test_retained_gradients_are_their_own() -> None:
+    x = tensor([1.0])
+    a, b = x * 2, x * 3
+    a.retain_grad()
+    b.retain_grad()
+    (a + b).sum().backward()
+    assert a.grad is not None and b.grad is not None
+    a.grad.data[...] = 7
+    same(b.grad, [1])
+
+
+def test_post_accumulate_hooks() -> None:
+    x = tensor([1.0])
+    seen = []
+    handle = x.register_post_accumulate_grad_hook(lambda t: seen.append(t.grad.item()))
+    (x * 2).sum().backward()
+    (x * 2).sum().backward()
+    grad((x * 2).sum(), x)
+    handle.remove()
+    (x * 2).sum().backward()
+    assert seen == [2.0, 4.0]
+    with pytest.raises(RuntimeError, match="leaf"):
+        (x * 2).register_post_accumulate_grad_hook(print)
+
+
+# ---- grad mode
+
+
+def test_grad_modes_nest_and_are_restored_after_errors() -> None:
+    x = tensor([1.0])
+    with no_grad():
+        assert not (x * 2).requires_grad and not is_grad_enabled()
+        with enable_grad():
+            assert (x * 2).requires_grad
+        with set_grad_enabled(True):
+            assert is_grad_enabled()
+        assert not is_grad_enabled()
+    with pytest.raises(ZeroDivisionError), no_grad():
+        raise ZeroDivisionError
+    assert is_grad_enabled()
+
+    @no_grad()
+    def quiet(depth: int) -> bool:
+        return (x * 2).requires_grad or (depth > 0 and quiet(depth - 1))
+
+    assert not quiet(3) and is_grad_enabled()
+
+
+def test_set_grad_enabled_as_a_function() -> None:
+    set_grad_enabled(False)
+    assert not is_grad_enabled()
+    set_grad_enabled(True)
+    assert is_grad_enabled()
+
+
+def test_the_grad_mode_belongs_to_the_thread() -> None:
+    x = tensor([1.0, 2.0])
+    inside, leave = threading.Event(), threading.Event()
+    recorded = []
+
+    def quiet() -> None:
+        with no_grad():
+            inside.set()
+            leave.wait(5)
+            recorded.append((x * 2).requires_grad)
+
+    thread = threading.Thread(target=quiet)
+    thread.start()
+    inside.wait(5)
+    recorded.append((x * 2).requires_grad)
+    leave.set()
+    thread.join()
+    assert recorded == [True, False]
+
+
+def test_graphs_in_several_threads() -> None:
+    results: list[Any] = [None] * 4
+
+    def work(i: int) -> None:
+        x = tensor([float(i)])
+        y = x
+        for _ in range(200):
+            y = y * 1.01
+        y.sum().backward()
+        results[i] = x.grad
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        np.testing.assert_allclose(result.data, 1.01**200)
+
+
+# ---- leaves
+
+
+def test_leaves_and_nodes() -> None:
+    x = tensor([1.0])
+    y = x * 2
+    assert x.is_leaf and x.grad_fn is None and not y.is_leaf and repr(y.grad_fn) == "<Mul>"
+    assert y.grad_fn.next_functions[0][1] == 0 and y.grad_fn.next_functions[1] == (None, 0)
+    assert not y.detach().requires_grad and y.detach().data is y.data
+    with pytest.raises(RuntimeError, match="leaves"):
+        y.requires_grad = False
+    y.detach_()
+    assert y.is_leaf and not y.requires_grad
+
+
+def test_copies_and_pickles_of_leaves() -> None:
+    x = tensor([1.0, 2.0])
+    (x * x).sum().backward()
+    twin = copy.deepcopy(x)
+    assert twin.requires_grad and twin.is_leaf and twin.grad is not x.grad
+    same(twin.grad, [2, 4])
+    (twin * 3).sum().backward()
+    same(x.grad, [2, 4])
+    same(twin.grad, [5, 7])
+    twin.data[0] = 9
+    assert x.tolist() == [1, 2]
+    loaded = pickle.loads(pickle.dumps(x))
+    assert loaded.requires_grad and loaded.tolist() == [1, 2] and loaded.dtype == np.float64
+    pair = copy.deepcopy([x, x])
+    assert pair[0] is pair[1]
+    for attempt in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(RuntimeError, match="detach"):
+            attempt(x * 2)
+
+
+def test_gradients_of_an_operation_with_several_outputs() -> None:
+    x = tensor(np.arange(6.0).reshape(3, 2))
+    a, b, c = x.unbind(0)
+    (a * 2 + c * c).sum().backward()
+    same(x.grad, [[2, 2], [0, 0], [8, 10]])
+    y = tensor(np.arange(6.0))
+    first, _ = y.split([2, 4])
+    first.sum().backward()
+    same(y.grad, [1, 1, 0, 0, 0, 0])
+
+
+# ---- random expressions, compared with PyTorch
+
+UNARY = ["sin", "cos", "exp", "tanh", "sigmoid", "neg", "square", "abs"]
+
+
+def random_expression(seed: int, stacked: Callable[[list[Any]], Any], leaves: list[Any]) -> Any:
+    """A sum over random unary, binary, broadcasting, reducing and viewing operations of `leaves`."""
+    rng = np.random.default_rng(seed)
+    alive = list(leaves)
+    for _ in range(8):
+        a, b = (alive[rng.integers(len(alive))] for _ in range(2))
+        kind = rng.integers(6)
+        if kind == 0:
+            alive.append(getattr(a, UNARY[rng.integers(len(UNARY))])())
+        elif kind == 1:
+            alive.append([a * b, a + b, a - b, a / (b * b + 1)][rng.integers(4)])
+        elif kind == 2:
+            alive.append(a.mean(int(rng.integers(a.ndim)), keepdim=True))
+        elif kind == 3:
+            alive.append(a.transpose(0, 1)[..., ::1].transpose(0, 1))
+        elif kind == 4:
+            alive.append(stacked([a + 0 * b, b + 0 * a]).sum(0))
+        else:
+            alive.append(a.tanh().amax(1, keepdim=True))
+    total = alive[-1].sum()
+    for value in alive[:-1]:
+        total = total + (value.tanh()).sum()
+    return total
+
+
+@needs_torch
+@pytest.mark.parametrize("seed", range(25))
+def test_first_and_second_derivatives_agree_with_pytorch(seed: int) -> None:
+    rng = np.random.default_rng(100 + seed)
+    arrays = [rng.standard_normal(shape) for shape in ((2, 3), (1, 3), (2, 1))]
+    ours, theirs = [tensor(a) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+    y, expected = random_expression(seed, stack, ours), random_expression(seed, torch.stack, theirs)
+    np.testing.assert_allclose(y.item(), expected.item(), rtol=1e-10)
+    first = grad(y, ours, create_graph=True)
+    expected_first = torch.autograd.grad(expected, theirs, create_graph=True)
+    second = grad(sum((g * g).sum() for g in first), ours)
+    expected_second = torch.autograd.grad(sum((g * g).sum() for g in expected_first), theirs)
+    for actual, wanted in zip((*first, *second), (*expected_first, *expected_second), strict=True):
+        np.testing.assert_allclose(actual.data, wanted.detach().numpy(), rtol=1e-9, atol=1e-11)
