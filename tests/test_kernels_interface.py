@@ -1,0 +1,45 @@
+import inspect
+import types
+
+import numpy as np
+import pytest
+
+from adjoint import kernels
+from adjoint.kernels import cpu, cuda
+
+
+@pytest.mark.parametrize("name", kernels.__all__)
+@pytest.mark.parametrize("side", [cpu, cuda], ids=["cpu", "cuda"])
+def test_both_sides_have_the_interface(side, name):
+    wanted, got = inspect.signature(getattr(kernels, name)), inspect.signature(getattr(side, name))
+    assert list(got.parameters) == list(wanted.parameters)
+    for parameter, other in zip(wanted.parameters.values(), got.parameters.values(), strict=True):
+        assert (other.kind, other.default) == (parameter.kind, parameter.default), parameter.name
+
+
+@pytest.mark.parametrize("side", [cpu, cuda], ids=["cpu", "cuda"])
+def test_a_side_offers_nothing_else(side):
+    functions = {name for name, value in vars(side).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert functions == set(kernels.__all__)
+
+
+def cupy_like(shape=(1, 1, 4, 4)):
+    """An object that says it comes from CuPy."""
+    ndarray = type("ndarray", (), {"__module__": "cupy", "shape": shape, "dtype": np.dtype(np.float32), "ndim": 4})
+    return ndarray()
+
+
+def test_the_type_of_the_array_chooses_the_side(monkeypatch):
+    called = []
+    fake = types.SimpleNamespace(conv2d=lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(kernels, "_side", lambda array: fake if not isinstance(array, np.ndarray) else cpu)
+    x = cupy_like()
+    kernels.conv2d(x, x)
+    assert called == [(x, x, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)]
+    monkeypatch.undo()
+    assert kernels._side(np.zeros(1)) is cpu and kernels._side(x) is cuda
+
+
+def test_arrays_of_two_kinds():
+    with pytest.raises(TypeError, match="conv2d: all arrays must live on one device, got: x is NumPy, weight is CuPy"):
+        kernels.conv2d(np.zeros((1, 1, 4, 4), np.float32), cupy_like())
