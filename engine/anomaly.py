@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from . import grad_mode, graph
 from .backend import array_module, is_array
 from .grad_mode import Watcher
+from .operation import Saved
 from .tensor import Tensor
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -75,12 +76,14 @@ class detect_anomaly(Watcher):
         """Raise where the backward of `operation` made a NaN."""
         if not self.check_nan or not _has_nan(returned) or _has_nan(grads):
             return
+        kept = [entry.array for entry in operation.saved_entries or () if isinstance(entry, Saved)]
+        origin = "gradients without NaN, but had saved a NaN" if _has_nan(kept) else "gradients without NaN"
         wrong = ", ".join(str(i) for i, grad in enumerate(returned) if _has_nan(grad))
         place = getattr(operation, "called_at", None)
         called = f"it was called at\n  {place}" if place else "detect_anomaly() around forward shows where"
         raise RuntimeError(
             f"backward of {operation.name} made NaN in the gradient of input {wrong} "
-            f"from gradients without NaN; {called}"
+            f"from {origin}; {called}"
         )
 
 

@@ -46,17 +46,17 @@ class _Region:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], keep_random: bool
     ) -> None:
         self.function, self.args, self.kwargs = function, args, kwargs
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        self.tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         self.generators = []
         if keep_random:
-            devices = {CPU, *(tensor.device for tensor in tensors)}
+            devices = {CPU, *(tensor.device for tensor in self.tensors)}
             self.generators = [random.default_generator(device) for device in devices]
         self.random_states = [generator.get_state() for generator in self.generators]
         self.start = next_order()  # later nodes have smaller numbers
         self.nodes: list[weakref.ref[Operation]] = []  # weak: the nodes hold the region
         self.names: list[str] = []
         self.looks: list[list[Look | None]] = []
-        self.versions = [(tensor._versions, tensor._versions[0], tensor.shape) for tensor in tensors]
+        self.versions = [(tensor._versions, tensor._versions[0], tensor.shape) for tensor in self.tensors]
 
     def drop(self, node: Operation) -> None:
         """Note `node` and free what it saved."""
@@ -66,9 +66,9 @@ class _Region:
         for entry in entries:
             if type(entry) is Saved and type(entry.edge) is Edge and entry.edge.node.order > self.start:
                 self.versions.append((entry.versions, entry.version, entry.array.shape))
-        self.nodes.append(weakref.ref(node))
         if entries:
-            node.saved_entries = _Dropped(self, node)
+            node.saved_entries = _Dropped(self, len(self.nodes))
+        self.nodes.append(weakref.ref(node))
 
     def recompute(self) -> None:
         """Run the function again and give the waiting nodes what the new ones saved."""
@@ -90,11 +90,27 @@ class _Region:
             self._set_random(now)
         self._check(collected.nodes)
         old = {id(new): node() for new, node in zip(collected.nodes, self.nodes, strict=True)}
+        inner: set[_Region] = set()
         for new in collected.nodes:
             node = old[id(new)]
             if node is not None and isinstance(node.saved_entries, _Dropped):
                 entries = new.saved_entries
-                node.saved_entries = [_moved(e, old) for e in entries] if type(entries) is list else entries
+                if isinstance(entries, _Dropped):
+                    inner.add(entries.region)
+                    node.saved_entries = entries
+                else:
+                    node.saved_entries = [_moved(entry, old) for entry in entries]
+        for region in inner:
+            region.move(old)
+
+    def move(self, old: dict[int, Operation | None]) -> None:
+        """Let this region, met while one around it ran again, belong to the nodes of the first run."""
+        self.nodes = [
+            known if node is None or (first := old.get(id(node))) is None else weakref.ref(first)
+            for known, node in ((known, known()) for known in self.nodes)
+        ]
+        for tensor in self.tensors:
+            tensor._edge = _moved_edge(tensor._edge, old)
 
     def _set_random(self, states: list[Tensor]) -> None:
         for generator, state in zip(self.generators, states, strict=True):
@@ -121,14 +137,13 @@ class _Region:
 class _Dropped:
     """Stands for what a node saved, until someone asks for it."""
 
-    def __init__(self, region: _Region, node: Operation) -> None:
-        self._region = region
-        self._node = weakref.ref(node)
+    def __init__(self, region: _Region, index: int) -> None:
+        self.region, self._index = region, index
 
     def __iter__(self) -> Iterator[Any]:
-        self._region.recompute()
-        node = self._node()
-        assert node is not None
+        self.region.recompute()
+        node = self.region.nodes[self._index]()
+        assert node is not None  # it is the one that asks
         return iter(node.saved_entries)
 
 
@@ -166,6 +181,9 @@ def _looks(entries: list[Any]) -> list[Look | None]:
 
 def _moved(entry: Any, old: dict[int, Operation | None]) -> Any:
     """`entry` with its gradient going into the first graph, so that the second one can be freed."""
-    edge = entry.edge if isinstance(entry, Saved) else None
+    return entry._replace(edge=_moved_edge(entry.edge, old)) if isinstance(entry, Saved) else entry
+
+
+def _moved_edge(edge: Any, old: dict[int, Operation | None]) -> Any:
     node = old.get(id(edge.node)) if isinstance(edge, Edge) else None
-    return entry if node is None or edge is None else entry._replace(edge=edge._replace(node=node))
+    return edge if node is None else edge._replace(node=node)
