@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+
+from adjoint.kernels.cuda import launch
 from cuda_on_host import (
     CudaOnHostError,
     HostLauncher,
@@ -17,8 +21,6 @@ from cuda_on_host import (
     run_under_sanitizers,
     sanitizing,
 )
-
-from adjoint.kernels.cuda import launch
 
 FOLDER = Path(__file__).parent / "cuda_on_host"
 AFFINE = np.dtype([("scale", np.float32), ("offset", np.int64)], align=True)
@@ -142,16 +144,16 @@ def test_a_missing_barrier_shows():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("divergent_barrier", r"divergent barrier: 40 threads wait in __syncthreads \(checks.cu:\d+\), 24 have ended"),
-        ("barriers_at_two_places", r"divergent barrier: 40 threads .*, 24 threads wait in __syncthreads .*, 0 have ended"),
-        ("shuffle_without_all_lanes", r"divergent barrier: 60 threads wait in __shfl_sync .*, 4 have ended"),
+        ("divergent_barrier", r"40 threads wait in __syncthreads \(checks.cu:\d+\), 24 have ended"),
+        ("barriers_at_two_places", r"40 threads .*, 24 threads wait in __syncthreads .*, 0 have ended"),
+        ("shuffle_without_all_lanes", r"60 threads wait in __shfl_sync .*, 4 have ended"),
     ],
 )
 def test_threads_that_cannot_meet_are_an_error_and_the_next_launch_works(name, message, seed):
     y = np.zeros(64, np.int32)
     with installed(HostLauncher(seed=seed)):
         for _ in range(2):
-            with pytest.raises(CudaOnHostError, match=message):
+            with pytest.raises(CudaOnHostError, match="divergent barrier: " + message):
                 run(name, (1,), (64,), y)
         run("reverse_rows", (1,), (64,), np.arange(64, dtype=np.int32), y, shared_bytes=256)
     np.testing.assert_array_equal(y, np.arange(64)[::-1])
@@ -162,37 +164,54 @@ def test_arguments_must_have_the_exact_types_of_the_parameters():
     x, y = np.zeros(8, np.float32), np.zeros(8, np.float32)
     f = launch.struct(AFFINE, scale=1, offset=0)
     with installed(HostLauncher()):
-        for args in ([x, y.astype(np.float64), f, np.int32(8)], [x, y, f, np.int64(8)], [x, y, f], [x, y, np.float32(1), np.int32(8)]):
+        for args in (
+            [x, y.astype(np.float64), f, np.int32(8)],
+            [x, y, f, np.int64(8)],
+            [x, y, f],
+            [x, y, np.float32(1), np.int32(8)],
+        ):
             with pytest.raises(TypeError, match="its parameters are"):
                 run("affine<float>", (1,), (8,), *args)
 
 
 MISTAKES = {
-    "write_beyond_array": ("heap-buffer-overflow", lambda: ((np.zeros(63, np.int32), np.int32(63)), 0)),
-    "write_beyond_shared": ("overflow|out of bounds", lambda: ((np.zeros(64, np.int32), np.int32(4)), 0)),
-    "write_beyond_shared_of_template<float>": (
-        "global-buffer-overflow|insufficient space", lambda: ((np.zeros(64, np.float32), np.int32(4)), 0)),
-    "read_beyond_dynamic_shared": ("heap-buffer-overflow", lambda: ((np.zeros(64, np.int32),), 252)),
-    "signed_overflow": ("signed integer overflow", lambda: ((np.zeros(64, np.int32), np.int32(65536)), 0)),
-}  # fmt: skip
+    "write_beyond_array": ("heap-buffer-overflow", np.zeros(63, np.int32), 63, 0),
+    "write_beyond_shared": ("overflow|out of bounds", np.zeros(64, np.int32), 4, 0),
+    "write_beyond_shared_of_template<float>": ("overflow|insufficient space", np.zeros(64, np.float32), 4, 0),
+    "read_beyond_dynamic_shared": ("heap-buffer-overflow", np.zeros(64, np.int32), None, 252),
+    "signed_overflow": ("signed integer overflow", np.zeros(64, np.int32), 65536, 0),
+}
+
+
+@pytest.mark.skipif(not sanitizing(), reason="runs in the process that test_sanitizers_find starts")
+def test_mistakes():
+    """Each mistake ends its process, so each gets a fork of this one."""
+    for name, (_, array, number, shared_bytes) in MISTAKES.items():
+        print(f"\n<{name}>", file=sys.stderr, flush=True)
+        child = os.fork()
+        if child == 0:
+            args = [array] if number is None else [array, np.int32(number)]
+            with installed(HostLauncher(sanitize=True)):
+                run(name, (1,), (64,), *args, shared_bytes=shared_bytes)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        print(f"\nended with {os.waitstatus_to_exitcode(status)}\n</{name}>", file=sys.stderr, flush=True)
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", MISTAKES)
-def test_sanitizers_find(name):
-    if sanitizing():
-        args, shared_bytes = MISTAKES[name][1]()
-        with installed(HostLauncher(sanitize=True)):
-            run(name, (1,), (64,), *args, shared_bytes=shared_bytes)
-        return
-    result = run_under_sanitizers(f"{__file__}::test_sanitizers_find[{name}]")
-    assert result.returncode != 0
-    assert re.search(MISTAKES[name][0], result.stdout + result.stderr), result.stdout + result.stderr
+@pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
+def test_sanitizers_find():
+    found = run_under_sanitizers(f"{__file__}::test_mistakes").stderr
+    for name, (message, *_) in MISTAKES.items():
+        report = found.partition(f"<{name}>")[2].partition(f"</{name}>")[0]
+        assert re.search(message, report), (name, found)
+        assert "ended with 0" not in report
 
 
 @needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_right_kernels_pass_under_sanitizers():
-    result = run_under_sanitizers(__file__, "-k", "every_device or once or functions or structs or optional or meet")
+    names = "every_device or once or functions or structs or optional or meet"
+    result = run_under_sanitizers(__file__, "-k", names)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "passed" in result.stdout

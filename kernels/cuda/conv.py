@@ -1,6 +1,7 @@
 """Convolution in CUDA: choice of kernel, tile and number of parts, and the description of each launch.
 
-Forward and input gradient are the same computation over differently described arrays (`Gather` in `src/conv.cuh`).
+Forward and input gradient are the same computation over differently described arrays (`Gather` in
+`src/conv.cuh`).
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ class Tile:
 _THREADS = 256
 _DEPTH = 8  # kDepth in conv_gemm.cu
 
-# Widest first. A wide tile loads less for each multiplication; a narrow one leaves less of itself empty and gives more
-# blocks. The sums of a wide tile of doubles would not fit into the registers.
+# Widest first. A wide tile loads less for each multiplication; a narrow one leaves less of itself empty and
+# gives more blocks. The sums of a wide tile of doubles would not fit into the registers.
 _GATHER_TILES = (Tile(128, 128, 8, 8), Tile(64, 128, 4, 8), Tile(32, 128, 4, 4))
 _WEIGHT_GRAD_TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4))
 
 _LEAST_USED = 8  # rows, columns or steps: with fewer, most of the narrowest tile would be empty
 _FEW_BLOCKS = 128  # fewer leave multiprocessors of a large GPU idle
-# A weight gradient is split into parts until there are two waves of blocks on a large GPU, but never into parts that
-# are not worth a block. Constants, so that every device adds in the same order.
+# A weight gradient is split into parts until there are two waves of blocks on a large GPU, but never into
+# parts that are not worth a block. Constants, so that every device adds in the same order.
 _WANTED_BLOCKS = 512
 _LEAST_PART = 512
 _MOST_PARTIAL_BYTES = 64 * 2**20
@@ -58,7 +59,8 @@ def _tiles(tiles: Sequence[Tile], c_type: str) -> Sequence[Tile]:
 
 
 VARIANTS = [
-    *(Kernel("conv_direct.cu", f"{name}<{t}>") for name in ("gather_direct", "weight_grad_direct") for t in FLOAT_TYPES),
+    *(Kernel("conv_direct.cu", f"gather_direct<{t}>") for t in FLOAT_TYPES),
+    *(Kernel("conv_direct.cu", f"weight_grad_direct<{t}>") for t in FLOAT_TYPES),
     *(tile.kernel("gather_gemm", t) for t in FLOAT_TYPES for tile in _tiles(_GATHER_TILES, t)),
     *(tile.kernel("weight_grad_gemm", t) for t in FLOAT_TYPES for tile in _tiles(_WEIGHT_GRAD_TILES, t)),
     *(Kernel("conv_gemm.cu", f"sum_partials<{t}>") for t in FLOAT_TYPES),
@@ -66,7 +68,7 @@ VARIANTS = [
 
 
 def gather_tile(c_type: str, groups: int, rows: int, reduction: int, pixels: int) -> Tile | None:
-    """The tile for a forward pass or input gradient; None for the direct kernel. Depthwise convolution is direct."""
+    """The tile for a forward pass or an input gradient; None for the direct kernel (depthwise, for one)."""
     if min(rows, reduction) < _LEAST_USED:
         return None
     *wider, narrowest = _tiles(_GATHER_TILES, c_type)
@@ -78,7 +80,7 @@ def gather_tile(c_type: str, groups: int, rows: int, reduction: int, pixels: int
 
 
 def weight_grad_tile(c_type: str, rows: int, columns: int) -> Tile | None:
-    """The tile for a weight gradient; None for the direct kernel. Parts, not narrow tiles, give enough blocks."""
+    """The tile for a weight gradient; None for the direct kernel. Enough blocks come from its parts."""
     if min(rows, columns) < _LEAST_USED:
         return None
     *wider, narrowest = _tiles(_WEIGHT_GRAD_TILES, c_type)
@@ -104,7 +106,11 @@ def conv2d(
     _check_sizes("conv2d", weight.shape, x.shape, shape)
     y = launch.empty(shape, x.dtype, x)
     weights_of_row = math.prod(weight.shape[1:])
-    settings = _gather_struct(
+    _gather(
+        x,
+        weight,
+        bias,
+        y,
         pixels=images * out_h * out_w,
         groups=groups,
         rows=filters // groups,
@@ -124,7 +130,6 @@ def conv2d(
         target_first=0,
         target=(out_w, 1),
     )
-    _gather(x, weight, bias, y, settings)
     return y
 
 
@@ -144,7 +149,11 @@ def conv2d_input_grad(
     for vertical in _residues(height, taps_h, stride[0], padding[0][0], dilation[0]):
         for horizontal in _residues(width, taps_w, stride[1], padding[1][0], dilation[1]):
             met = vertical.taps * horizontal.taps > 0
-            settings = _gather_struct(
+            _gather(
+                dy,
+                weight,
+                None,
+                dx,
                 pixels=images * vertical.positions * horizontal.positions,
                 groups=groups,
                 rows=channels,
@@ -164,7 +173,6 @@ def conv2d_input_grad(
                 target_first=vertical.position * width + horizontal.position,
                 target=(stride[0] * width, stride[1]),
             )
-            _gather(dy, weight, None, dx, settings)
     return dx
 
 
@@ -222,17 +230,18 @@ def conv2d_weight_grad(
     return dw
 
 
-def _gather(source: Array, weight: Array, bias: Array | None, target: Array, settings: np.ndarray) -> None:
-    groups, rows, channels, pixels = (int(settings[name][0]) for name in ("groups", "rows", "channels", "pixels"))
-    reduction = channels * int(settings["taps_h"][0] * settings["taps_w"][0])
+def _gather(source: Array, weight: Array, bias: Array | None, target: Array, /, **fields: Any) -> None:
+    groups, rows, pixels, plane = fields["groups"], fields["rows"], fields["pixels"], math.prod(fields["out"])
     c_type = launch.c_type(source.dtype)
-    tile = gather_tile(c_type, groups, rows, reduction, pixels)
+    tile = gather_tile(c_type, groups, rows, fields["channels"] * math.prod(fields["taps"]), pixels)
     if tile is None:
         kernel = Kernel("conv_direct.cu", f"gather_direct<{c_type}>")
-        blocks = min(divide_up(pixels * groups * rows, _THREADS), launch.MAX_GRID[0])
+        blocks = pixels // max(plane, 1) * divide_up(groups * rows * plane, _THREADS)
     else:
         kernel = tile.kernel("gather_gemm", c_type)
         blocks = groups * divide_up(rows, tile.rows) * divide_up(pixels, tile.columns)
+    dense = fields["target_plane"] == plane and tuple(fields["target"]) == (fields["out"][1], 1)
+    settings = launch.struct(_GATHER, **_pairs_split(**fields, packed=dense and plane % 4 == 0))
     bias = None if bias is None else launch.contiguous(bias)
     arrays = [launch.contiguous(source), launch.contiguous(weight), bias, target]
     launch.launch(kernel, (blocks,), (_THREADS,), [*arrays, settings])
@@ -242,8 +251,8 @@ def _gather(source: Array, weight: Array, bias: Array | None, target: Array, set
 class _Residue:
     """The positions of one residue modulo the stride, in one dimension, and the taps that reach them.
 
-    Positions are position, position + stride, …; taps are tap, tap + tap_step, …. Position number i meets tap number t
-    at source + i + t * distance in the convolution's output.
+    Positions are position, position + stride, …; taps are tap, tap + tap_step, …. Position number i meets tap
+    number t at source + i + t * distance in the convolution's output.
     """
 
     position: int
@@ -256,8 +265,8 @@ class _Residue:
 
 
 def _residues(size: int, taps: int, stride: int, padding: int, dilation: int) -> list[_Residue]:
-    # Tap r takes output p to position p * stride + r * dilation - padding. Solved for p, that divides evenly for every
-    # tap_step-th tap or for none.
+    # Tap r takes output p to position p * stride + r * dilation - padding. Solved for p, that divides evenly
+    # for every tap_step-th tap or for none.
     tap_step = stride // math.gcd(stride, dilation)
     residues = []
     for position in range(min(stride, size)):
@@ -291,7 +300,7 @@ def _check_sizes(operation: str, weight: Shape, *images: Shape) -> None:
     sizes = {"an image": max(math.prod(shape[1:]) for shape in images), "the weight": math.prod(weight)}
     for name, size in sizes.items():
         if size > _MOST_ELEMENTS:
-            raise ValueError(f"{operation}: {name} has {size} elements, the kernels reach at most {_MOST_ELEMENTS}")
+            raise ValueError(f"{operation}: {name} has {size} elements, the kernels reach {_MOST_ELEMENTS}")
 
 
 def _struct_type(wide: str, narrow: str) -> np.dtype:
@@ -302,7 +311,8 @@ def _struct_type(wide: str, narrow: str) -> np.dtype:
 # The fields of the structs of the same names in src/conv.cuh, in their order.
 _GATHER = _struct_type(
     "pixels",
-    "groups rows channels taps_h taps_w out_h out_w source_h source_w step_h step_w tap_h tap_w first_h first_w "
+    "groups rows channels taps_h taps_w out_h out_w "
+    "source_h source_w step_h step_w tap_h tap_w first_h first_w "
     "filter_group filter_row filter_channel filter_h filter_w filter_first "
     "target_plane target_first target_h target_w packed",
 )
@@ -311,12 +321,6 @@ _WEIGHT_GRAD = _struct_type(
     "splits groups rows channels taps_h taps_w out_h out_w source_h source_w stride_h stride_w "
     "dilation_h dilation_w first_h first_w",
 )
-
-
-def _gather_struct(**fields: Any) -> np.ndarray:
-    (out_h, out_w), plane = fields["out"], fields["target_plane"]
-    dense = plane == out_h * out_w and tuple(fields["target"]) == (out_w, 1)
-    return launch.struct(_GATHER, **_pairs_split(**fields, packed=dense and plane % 4 == 0))
 
 
 def _pairs_split(**fields: Any) -> dict[str, int]:

@@ -1,11 +1,12 @@
 """Compile and launch the kernels in `src/`: the only place that talks to CuPy's compiler.
 
-A wrapper prepares its arguments, then calls `launch`. What runs the kernel is `launcher`, which tests replace by one
-that runs the same source on the host.
+A wrapper prepares its arguments, then calls `launch`. What runs the kernel is `launcher`, which tests replace
+by one that runs the same source on the host.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One variant of a kernel: a file in `folder` and the C++ name of a function in it, template arguments included."""
+    """One variant of a kernel: a file, and the C++ name of a function in it with its template arguments."""
 
     source: str
     name: str
@@ -131,7 +132,7 @@ class CupyLauncher:
             try:
                 function = module.get_function(kernel.name)
             except cupy.cuda.compiler.CompileException as error:
-                raise _compile_error(kernel, error) from error
+                raise _compile_error([kernel], error) from error
             self._functions[kernel, device_id] = function
         return function
 
@@ -142,7 +143,7 @@ launcher: Launcher = CupyLauncher()
 def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
     """A new C-contiguous array on the device of the array `like`, with arbitrary contents."""
     if not launcher.is_array(like):
-        raise TypeError(f"the CUDA kernels take CuPy arrays, got {type(like).__module__}.{type(like).__name__}")
+        raise TypeError(f"CUDA kernels take CuPy arrays, got {type(like).__module__}.{type(like).__name__}")
     return launcher.empty(shape, dtype, like)
 
 
@@ -154,7 +155,7 @@ def contiguous(array: Any) -> Any:
 
 
 def aligned(array: Any, nbytes: int) -> bool:
-    """Whether the first element's address is a multiple of `nbytes`, as vector loads need. A slice may break it."""
+    """Whether the address is a multiple of `nbytes`, as vector loads need. A slice may break that."""
     return launcher.pointer(array) % nbytes == 0
 
 
@@ -163,11 +164,12 @@ def c_type(dtype: Any) -> str:
     try:
         return C_TYPES[np.dtype(dtype)]
     except KeyError:
-        raise TypeError(f"no kernel takes {np.dtype(dtype)}; known are {', '.join(map(str, C_TYPES))}") from None
+        known = ", ".join(map(str, C_TYPES))
+        raise TypeError(f"no kernel takes {np.dtype(dtype)}; known are {known}") from None
 
 
 def struct(dtype: np.dtype, **fields: Any) -> np.ndarray:
-    """A C++ struct to be passed by value. `dtype` is made with `align=True`; each of its fields must be given."""
+    """A C++ struct to be passed by value. `dtype` was made with `align=True`; every field must be given."""
     if fields.keys() != set(dtype.names or ()):
         raise TypeError(f"the struct has the fields {dtype.names}, given were {tuple(fields)}")
     return np.array([tuple(fields[name] for name in dtype.names or ())], dtype)
@@ -183,13 +185,14 @@ def launch(
 ) -> None:
     """Run `kernel` on the device of its array arguments.
 
-    `grid` and `block` have one to three dimensions; an empty grid runs nothing. Each argument is a C-contiguous array
-    (passed as a pointer), None (a null pointer), a NumPy scalar of the parameter's exact type, or a `struct`.
+    `grid` and `block` have one to three dimensions; an empty grid runs nothing. Each argument is a
+    C-contiguous array (passed as a pointer), None (a null pointer), a NumPy scalar of the parameter's exact
+    type, or a `struct`.
     """
     if 0 in grid:
         return
     grid3, block3 = _three(grid), _three(block)
-    if any(not 1 <= size <= limit for size, limit in zip(grid3, MAX_GRID)):
+    if any(not 1 <= size <= limit for size, limit in zip(grid3, MAX_GRID, strict=True)):
         raise ValueError(f"{kernel}: grid {tuple(grid)} is outside CUDA's limits {MAX_GRID}")
     if min(block3) < 1 or block3[2] > 64 or block3[0] * block3[1] * block3[2] > MAX_THREADS:
         raise ValueError(f"{kernel}: block {tuple(block)} is outside CUDA's limit of {MAX_THREADS} threads")
@@ -202,47 +205,52 @@ def launch(
     launcher.run(kernel, grid3, block3, args, shared_bytes, devices[0])
 
 
-def compile_for(kernel: Kernel, arch: str) -> str:
-    """Compile for an architecture such as "sm_90", which needs no device. Returns the log with the resources used."""
-    import io
+def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, str]:
+    """Compile kernels of one source for an architecture such as "sm_90", which needs no device.
 
+    Returns what the compiler's log says of each. Raises RuntimeError with the log if they do not compile.
+    """
     from cupy._core.core import assemble_cupy_compiler_options
     from cupy.cuda import compiler
 
     # What CuPy itself passes for a RawModule, so that the report is about the code that will run.
     options = assemble_cupy_compiler_options(OPTIONS)
     options += ("-ftz=true", f"-arch={arch}", "--device-as-default-execution-space", "-Xptxas", "-v")
+    names = tuple(kernel.name for kernel in kernels)
     program = compiler._NVRTCProgram(
-        kernel.text(), kernel.source, name_expressions=(kernel.name,), method="cubin"
+        kernels[0].text(), kernels[0].source, name_expressions=names, method="cubin"
     )
     log = io.StringIO()
     try:
-        program.compile(options, log)
+        _, symbols = program.compile(options, log)
     except compiler.CompileException as error:
-        raise _compile_error(kernel, error, f" for {arch}") from error
-    return log.getvalue()
+        raise _compile_error(kernels, error, f" for {arch}") from error
+    entries = {entry.partition("'")[0]: entry for entry in log.getvalue().split("Compiling entry function '")}
+    return {kernel: entries[symbols[kernel.name]] for kernel in kernels}
 
 
-def _compile_error(kernel: Kernel, error: Exception, target: str = "") -> RuntimeError:
+def _compile_error(kernels: Sequence[Kernel], error: Exception, target: str = "") -> RuntimeError:
     hint = ""
     if "could not open source file" in str(error):
         hint = "\nCUDA's headers are missing: pip install 'adjoint[cuda12]' or 'adjoint[cuda13]'"
-    return RuntimeError(f"{kernel} does not compile{target}:\n{error}{hint}")
+    names = ", ".join(map(str, kernels))
+    return RuntimeError(f"{names}: compilation failed{target}:\n{error}{hint}")
 
 
 def _checked(kernel: Kernel, position: int, arg: Any) -> Any:
     """`arg` where it is an array, None where it is another permitted argument; raises for anything else."""
     if launcher.is_array(arg):
         if not arg.flags.c_contiguous:
-            raise ValueError(f"{kernel}: argument {position} is not C-contiguous: shape {arg.shape}, strides {arg.strides}")
+            layout = f"shape {arg.shape}, strides {arg.strides}"
+            raise ValueError(f"{kernel}: argument {position} is not C-contiguous: {layout}")
         c_type(arg.dtype)
         return arg
     is_struct = isinstance(arg, np.ndarray) and arg.dtype.names is not None and arg.size == 1
     if arg is None or is_struct or (isinstance(arg, np.generic) and arg.dtype.kind in "biuf"):
         return None
     raise TypeError(
-        f"{kernel}: argument {position} is {type(arg).__name__}; expected an array of the launcher, None, a NumPy scalar"
-        " such as np.int32(3), or a one-element structured array"
+        f"{kernel}: argument {position} is {type(arg).__name__}; expected an array of the launcher, None, "
+        "a NumPy scalar such as np.int32(3), or a one-element structured array"
     )
 
 

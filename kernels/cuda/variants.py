@@ -1,4 +1,4 @@
-"""The list of every kernel variant that the wrappers can launch, so that all can be compiled ahead of their use."""
+"""Every kernel variant that the wrappers can launch, so that all can be compiled before they are used."""
 
 from __future__ import annotations
 

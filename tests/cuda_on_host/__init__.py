@@ -64,9 +64,9 @@ def installed(launcher: launch.Launcher) -> Iterator[None]:
 
 
 def device_fixture() -> Any:
-    """A fixture over the devices: the host in order, the host in shuffled order, and a GPU where there is one.
+    """A fixture over the devices: the host in order and in shuffled order, and a GPU where there is one.
 
-    In the process of `run_under_sanitizers` it is the host in shuffled order only, built with the sanitizers.
+    In the process of `run_under_sanitizers` it is the host in shuffled order, with its build.
     """
     names = ["cuda-on-host"] if sanitizing() else ["cuda-on-host", "cuda-on-host-shuffled", "cuda"]
 
@@ -86,7 +86,7 @@ def device_fixture() -> Any:
 
 
 def _gpu() -> Device:
-    cupy = pytest.importorskip("cupy", reason="needs CuPy: pip install 'adjoint[cuda12]' or 'adjoint[cuda13]'")
+    cupy = pytest.importorskip("cupy", reason="needs CuPy: pip install 'adjoint[cuda12]' (or cuda13)")
     if not cupy.is_available():
         pytest.skip("needs a GPU: CuPy finds no CUDA device")
     return Device("cuda", cupy.asarray, cupy.asnumpy)

@@ -23,7 +23,7 @@ from adjoint.kernels.cuda.variants import all_variants
 HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-shared", "-fPIC", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}")
 PLAIN = ("-O2",)
-SANITIZE = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZE = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 PARALLEL_BUILDS = 2
 # Variants in one library. More of them share the time for the headers, fewer are built side by side.
 VARIANTS_PER_LIBRARY = 12
@@ -41,8 +41,8 @@ def compiler() -> str | None:
 class HostLauncher:
     """Takes the place of `CupyLauncher`. New arrays are filled with not-a-number.
 
-    `seed` shuffles the order of blocks and threads (None: in order). `sanitize` builds with AddressSanitizer and UBSan,
-    whose library must have been loaded before Python: see `run_under_sanitizers`.
+    `seed` shuffles the order of blocks and threads (None: in order). `sanitize` builds with AddressSanitizer
+    and UBSan, whose library must have been loaded before Python: see `run_under_sanitizers`.
     """
 
     def __init__(self, seed: int | None = None, sanitize: bool = False) -> None:
@@ -120,8 +120,16 @@ def _library_of(kernel: Kernel) -> tuple[Kernel, ...]:
 @cache
 def _entry(kernel: Kernel, flags: tuple[str, ...]) -> _Entry:
     kernels = _library_of(kernel)
+    if kernel.folder == SOURCE_FOLDER:
+        _build_source(kernel.source, flags)
     library, lock = _loaded(kernels, flags)
     return _Entry(library, kernels.index(kernel), lock)
+
+
+@cache
+def _build_source(source: str, flags: tuple[str, ...]) -> None:
+    """Whoever launches one variant of a source launches others: build them side by side."""
+    build_all([kernel for kernel in all_variants() if kernel.source == source], flags)
 
 
 @cache
@@ -151,9 +159,10 @@ def _build(kernels: tuple[Kernel, ...], flags: tuple[str, ...]) -> Path:
 
 
 def _translation_unit(kernels: tuple[Kernel, ...]) -> str:
-    # In an anonymous namespace, because AddressSanitizer does not guard the static (here: shared) arrays of templates
-    # that other files might define too.
-    lines = ['#include "cuda_on_host.h"', "namespace {", f'#line 1 "{kernels[0].source}"', kernels[0].text(), "}"]
+    # In an anonymous namespace, because AddressSanitizer does not guard the static (here: shared) arrays of
+    # templates that other files might define too.
+    lines = ['#include "cuda_on_host.h"', "namespace {", f'#line 1 "{kernels[0].source}"', kernels[0].text()]
+    lines += ["}"]
     lines += [f"CUDA_ON_HOST_ENTRY({number}, {kernel.name})" for number, kernel in enumerate(kernels)]
     return "\n".join(lines)
 
@@ -179,7 +188,11 @@ def _type_name(arg: Any) -> str:
 def _matches(given: list[str], wanted: list[str]) -> bool:
     if len(given) != len(wanted):
         return False
-    return all(g == w or (g == "*" and w[0] == "*") or (g[0] == "*" and w == "*void") for g, w in zip(given, wanted))
+    null, any_pointer = "*", "*void"
+    return all(
+        g == w or (g == null and w[0] == "*") or (g[0] == "*" and w == any_pointer)
+        for g, w in zip(given, wanted, strict=True)
+    )
 
 
 def _holder(arg: Any) -> Any:

@@ -1,0 +1,77 @@
+"""`python -m adjoint.kernels`: compile every CUDA kernel and print what it uses."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from .cuda import compile as cuda_compile
+from .cuda import launch
+from .cuda.variants import all_variants
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 0; 1 where a kernel spills registers or does not compile; 2 where something is missing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m adjoint.kernels",
+        description="Compile every variant of every CUDA kernel, which needs no GPU, and print what it uses.",
+    )
+    parser.add_argument(
+        "--arch",
+        action="extend",
+        nargs="+",
+        metavar="sm_90",
+        help="architectures to compile for (default: all that the project supports and NVRTC knows)",
+    )
+    parser.add_argument("--match", default="", metavar="TEXT", help="only kernels whose name contains TEXT")
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="compile for the GPU of this machine into CuPy's cache, so that no later program has to wait",
+    )
+    options = parser.parse_args(arguments)
+    kernels = [kernel for kernel in all_variants() if options.match in str(kernel)]
+    if not kernels:
+        parser.error(f"no kernel's name contains {options.match!r}")
+    try:
+        cuda_compile.require_compiler()
+        if options.warm:
+            return _warm(kernels)
+        return _report(kernels, options.arch or cuda_compile.architectures())
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _report(kernels: Sequence[launch.Kernel], archs: Sequence[str]) -> int:
+    start = time.perf_counter()
+    rows = list(cuda_compile.compile_kernels(kernels, archs))
+    print(cuda_compile.table(rows))
+    spilling = [row for row in rows if row.spill_bytes]
+    print(
+        f"\n{len(kernels)} kernels for {', '.join(archs)} in {time.perf_counter() - start:.0f} s; "
+        f"{len(spilling) or 'none'} spill registers"
+    )
+    return 1 if spilling else 0
+
+
+def _warm(kernels: Sequence[launch.Kernel]) -> int:
+    import cupy
+
+    if not cupy.is_available():
+        raise RuntimeError("--warm needs a GPU: CuPy finds no CUDA device")
+    device = cupy.cuda.Device()
+    launcher = launch.CupyLauncher()
+    start = time.perf_counter()
+    for number, kernel in enumerate(kernels, 1):
+        print(f"[{number}/{len(kernels)}] {kernel}", flush=True)
+        launcher.load(kernel, device.id)
+    seconds = time.perf_counter() - start
+    print(f"{len(kernels)} kernels are ready for sm_{device.compute_capability}, {seconds:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

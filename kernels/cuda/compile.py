@@ -1,0 +1,132 @@
+"""Compile kernels for any architecture, without a device, and read what they use from the compiler's log."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+from . import launch
+from .launch import Kernel
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+OLDER_ARCHITECTURES = ("sm_70",)  # the last that NVRTC 12 compiles for, and NVRTC 13 does not
+
+_MOST_WORKERS = 16
+
+_HOW_TO_INSTALL = (
+    "pip install 'adjoint[cuda12]' (or 'adjoint[cuda13]'); to compile on a machine without a GPU, this is "
+    "enough: pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12"
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel uses on one architecture. Stack and spills lie in device memory."""
+
+    kernel: Kernel
+    arch: str
+    registers: int
+    shared_bytes: int  # static; dynamic shared memory is given at the launch
+    stack_bytes: int
+    spill_bytes: int
+    seconds: float
+
+
+def architectures() -> tuple[str, ...]:
+    """The default architectures that the installed NVRTC knows."""
+    major, _ = require_compiler()
+    return (*OLDER_ARCHITECTURES, *ARCHITECTURES) if major <= 12 else ARCHITECTURES
+
+
+def require_compiler() -> tuple[int, int]:
+    """The version of NVRTC. Raises RuntimeError, with what to install, where CuPy or NVRTC is missing."""
+    try:
+        importlib.import_module("cupy")
+        return importlib.import_module("cupy_backends.cuda.libs.nvrtc").getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"compiling kernels needs CuPy, NVRTC and CUDA's headers: {error}\n{_HOW_TO_INSTALL}"
+        ) from error
+
+
+def compile_kernels(
+    kernels: Sequence[Kernel], archs: Sequence[str], together: int = 1, workers: int | None = None
+) -> Iterator[Resources]:
+    """Compile each kernel for each architecture in `workers` processes (None: as many as there are cores).
+
+    Up to `together` kernels of one source are compiled at once, which spares time, but hides how long each
+    one takes. Raises RuntimeError with the names and the compiler's log for what does not compile.
+    """
+    require_compiler()
+    jobs = [(group, arch) for group in _groups(kernels, together) for arch in archs]
+    # NVRTC compiles one program at a time in a process. Spawned, because forks inherit locks that threads may
+    # hold.
+    workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS, len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_compile, group, arch) for group, arch in jobs]
+        try:
+            for future in futures:
+                yield from future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def table(rows: Sequence[Resources]) -> str:
+    """The resources as text, one line each."""
+    heading = ("kernel", "arch", "registers", "shared", "stack", "spills", "seconds")
+    cells = [heading] + [
+        (
+            str(row.kernel),
+            row.arch,
+            *(str(n) for n in (row.registers, row.shared_bytes, row.stack_bytes, row.spill_bytes)),
+            f"{row.seconds:.2f}",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    )
+
+
+def _groups(kernels: Sequence[Kernel], size: int) -> Iterator[list[Kernel]]:
+    for source in dict.fromkeys(kernel.source for kernel in kernels):
+        of_source = [kernel for kernel in kernels if kernel.source == source]
+        for start in range(0, len(of_source), size):
+            yield of_source[start : start + size]
+
+
+def _compile(kernels: Sequence[Kernel], arch: str) -> list[Resources]:
+    start = time.perf_counter()
+    logs = launch.compile_for(kernels, arch)
+    seconds = (time.perf_counter() - start) / len(kernels)
+    return [
+        Resources(
+            kernel,
+            arch,
+            registers=_largest(log, r"Used (\d+) registers"),
+            shared_bytes=_largest(log, r"(\d+) bytes smem", least=0),
+            stack_bytes=_largest(log, r"(\d+) bytes stack frame"),
+            spill_bytes=sum(_largest(log, rf"(\d+) bytes spill {way}") for way in ("stores", "loads")),
+            seconds=seconds,
+        )
+        for kernel, log in logs.items()
+    ]
+
+
+def _largest(log: str, pattern: str, least: int | None = None) -> int:
+    numbers = [int(number) for number in re.findall(pattern, log)]
+    if not numbers and least is None:
+        raise RuntimeError(f"the compiler's log has no {pattern!r}:\n{log}")
+    return max(numbers, default=least or 0)

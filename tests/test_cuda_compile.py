@@ -1,0 +1,110 @@
+"""Every kernel compiles for every architecture, without a GPU, and keeps its variables in registers."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+
+from adjoint.kernels import __main__ as command
+from adjoint.kernels.cuda import compile as cuda_compile
+from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda.variants import all_variants
+
+SUM = launch.Kernel("conv_gemm.cu", "sum_partials<float>")
+
+
+def _missing():
+    try:
+        cuda_compile.require_compiler()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+needs_nvrtc = pytest.mark.skipif(bool(_missing()), reason=_missing())
+
+
+@needs_nvrtc
+def test_every_variant_compiles_for_every_architecture_without_spills():
+    kernels, archs = all_variants(), cuda_compile.architectures()
+    assert {"sm_75", "sm_80", "sm_90", "sm_100"} <= set(archs)
+    rows = list(cuda_compile.compile_kernels(kernels, archs, together=10))
+    assert {(row.kernel, row.arch) for row in rows} == set(itertools.product(kernels, archs))
+    spilling = [row for row in rows if row.spill_bytes or row.stack_bytes]
+    assert not spilling, "\n" + cuda_compile.table(spilling)
+
+
+@needs_nvrtc
+def test_spills_are_seen(tmp_path):
+    (tmp_path / "spills.cu").write_text(
+        """
+        __global__ void __launch_bounds__(1024) spills(float* p) {
+            float a[128];
+            for (int i = 0; i < 128; ++i) a[i] = p[i * 1024 + threadIdx.x];
+            __syncthreads();
+            for (int k = 0; k < 8; ++k)
+        #pragma unroll
+                for (int i = 0; i < 128; ++i) a[i] = a[i] * a[(i + 7) % 128] + a[(i + 77) % 128];
+            for (int i = 0; i < 128; ++i) p[i * 1024 + threadIdx.x] = a[i];
+        }
+        """
+    )
+    kernel = launch.Kernel("spills.cu", "spills", tmp_path)
+    (row,) = cuda_compile.compile_kernels([kernel], ["sm_90"])
+    assert row.spill_bytes > 0 and row.registers == 64
+
+
+@needs_nvrtc
+def test_a_kernel_that_does_not_compile_is_named_with_the_log(tmp_path):
+    (tmp_path / "wrong.cu").write_text("__global__ void wrong(float* p) { p[0] = undefined_name; }")
+    with pytest.raises(RuntimeError, match=r"(?s)wrong \(wrong.cu\).* for sm_90:.*undefined_name"):
+        launch.compile_for([launch.Kernel("wrong.cu", "wrong", tmp_path)], "sm_90")
+
+
+@needs_nvrtc
+def test_the_command_prints_a_table():
+    options = ["--arch", "sm_80", "sm_90", "--match", "sum_partials"]
+    result = subprocess.run(
+        [sys.executable, "-m", "adjoint.kernels", *options], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["kernel", "arch", "registers", "shared", "stack", "spills", "seconds"]
+    assert sum("sum_partials<" in line for line in lines) == 8
+    assert "4 kernels for sm_80, sm_90" in lines[-1] and "none spill" in lines[-1]
+
+
+@needs_nvrtc
+def test_the_command_fails_where_a_kernel_spills(monkeypatch, capsys):
+    row = cuda_compile.Resources(SUM, "sm_90", 255, 0, 8, 16, 0.1)
+    monkeypatch.setattr(cuda_compile, "compile_kernels", lambda *_: iter([row]))
+    assert command.main(["--arch", "sm_90"]) == 1
+    assert "1 spill" in capsys.readouterr().out
+
+
+@needs_nvrtc
+def test_an_unknown_architecture_is_an_error(capsys):
+    assert command.main(["--arch", "sm_1", "--match", "sum_partials<float>"]) == 2
+    assert "sum_partials<float>" in capsys.readouterr().err
+
+
+def test_without_cupy_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert command.main([]) == 2
+    assert "pip install 'adjoint[cuda12]'" in capsys.readouterr().err
+
+
+def test_warming_the_cache_needs_a_gpu(capsys):
+    cupy = pytest.importorskip("cupy", reason="needs CuPy")
+    if cupy.is_available():
+        pytest.skip("has a GPU")
+    assert command.main(["--warm", "--match", "sum_partials<float>"]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
+
+
+def test_every_source_has_variants_and_every_variant_a_source():
+    in_variants = {kernel.source for kernel in all_variants()}
+    assert in_variants == {path.name for path in launch.SOURCE_FOLDER.glob("*.cu")}
