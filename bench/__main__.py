@@ -4,10 +4,10 @@
     python -m bench conv train --against torch        two suites, both libraries in turn in one process
     python -m bench --device cuda --against torch     on a GPU; the results go to bench/results
 
-Columns: ours and peer are medians per run; ratio is the peer's over ours (above 1 ours is faster); floor is
-the least time for the bytes and operations that the job needs at this machine's measured rates (with data
-in a cache it can be less); of floor is the floor over ours; error is the largest relative error of a result
-against float64.
+Columns: ours and peer are medians per run; ratio is the peer's over ours (above 1 ours is faster; ~ where a
+side's quartiles are more than 1.5 times apart); floor is the least time for the bytes and operations that
+the job needs at this machine's measured rates (with data in a cache it can be less); of floor is the floor
+over ours; error is the largest relative error of a result against float64.
 """
 
 from __future__ import annotations

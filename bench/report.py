@@ -37,7 +37,8 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """The row as text, in the order of COLUMNS."""
+    """The row as text, in the order of COLUMNS; a tilde at the ratio marks unsteady samples."""
+    tilde = "~" if row.unsteady else ""
     return (
         row.operation,
         row.shape,
@@ -45,7 +46,7 @@ def cells(row: Row) -> tuple[str, ...]:
         row.precision,
         quantity(row.ours.median, row.unit),
         quantity(row.peer.median if row.peer else None, row.unit),
-        "–" if row.ratio is None else f"{row.ratio:.2f}",
+        "–" if row.ratio is None else f"{tilde}{row.ratio:.2f}",
         quantity(row.floor, row.unit),
         "–" if row.part_of_floor is None else f"{row.part_of_floor:.0%}",
         "–" if row.error is None else f"{row.error:.0e}",
@@ -159,6 +160,7 @@ def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], judged:
     entries = []
     for row in rows:
         entry = asdict(row) | {"ratio": row.ratio, "part_of_floor": row.part_of_floor}
+        entry["unsteady"] = row.unsteady
         entry["ours"] = row.ours._asdict()
         entry["peer"] = row.peer and row.peer._asdict()
         entries.append(entry)

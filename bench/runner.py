@@ -44,6 +44,11 @@ class Row:
         return self.peer.median / self.ours.median if self.peer else None
 
     @property
+    def unsteady(self) -> bool:
+        """Whether either side's samples spread widely."""
+        return self.ours.unsteady or (self.peer is not None and self.peer.unsteady)
+
+    @property
     def part_of_floor(self) -> float | None:
         """The floor over our time: 1 is as fast as this machine can be."""
         return self.floor / self.ours.median if self.floor else None

@@ -14,6 +14,10 @@ import numpy as np
 Sampler = Callable[[int], float]
 
 
+# Quartiles further apart than this, as a ratio, mark a measurement that something else disturbed.
+UNSTEADY = 1.5
+
+
 class Plan(NamedTuple):
     """How long to measure."""
 
@@ -35,6 +39,11 @@ class Summary(NamedTuple):
     low: float  # first quartile
     high: float  # third quartile
     samples: int
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether half of the samples spread so widely that the median says little."""
+        return self.high > UNSTEADY * self.low
 
 
 def summary(samples: Sequence[float]) -> Summary:

@@ -4,6 +4,7 @@ import json
 import math
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ def test_summary_and_means():
     assert summary([5.0, 1.0, 2.0, 3.0, 4.0]) == Summary(median=3.0, low=2.0, high=4.0, samples=5)
     assert geometric_mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
     assert math.isnan(geometric_mean([]))
+    assert not Summary(1.2, low=1.0, high=1.4, samples=9).unsteady
+    assert Summary(1.2, low=1.0, high=1.6, samples=9).unsteady
 
 
 def test_relative_error_is_of_the_worst_output():
@@ -120,6 +123,8 @@ def test_table_columns():
     assert full.split() == "add (4,) float32 float32 2.00 ms 3.00 ms 1.50 1.00 ms 50% 2e-07".split()
     assert bare.split() == "multiply (4,) float32 float32 1.00 µs – – – – –".split()
     assert full.index("float32") == bare.index("float32")
+    shaken = replace(rows[0], ours=Summary(0.002, 0.001, 0.003, 9))
+    assert "~1.50" in report.table([shaken])
 
 
 def test_goals_are_held_against_the_geometric_mean():
