@@ -59,17 +59,19 @@ def _edges(array: Any) -> Any:
 def _formatter(array: np.ndarray) -> Callable[[Any], str]:
     """One way of writing for all elements: whole numbers as `1.`, others with 4 digits, or with an exponent."""
     if array.dtype.kind in "iub":
-        return _padded([str(value) for value in array.ravel().tolist()], str)
+        width = max(len(str(value)) for value in array.ravel().tolist())
+        return lambda value: str(value).rjust(width)
     values = array.astype(np.float64).ravel()
-    finite = np.abs(values[np.isfinite(values)])
-    nonzero = finite[finite > 0]
-    write: Callable[[float], str]
+    finite = values[np.isfinite(values)]
+    nonzero = finite[finite != 0]
+    low, high = (np.abs(nonzero).min(), np.abs(nonzero).max()) if nonzero.size else (1.0, 1.0)
+    far = high / low > 1000 or high > 1e8
     if (finite == np.floor(finite)).all():
-        write = _exponent if nonzero.size and nonzero.max() > 1e8 else _whole
+        write = _exponent if far else _whole
     else:
-        low, high = nonzero.min(), nonzero.max()
-        write = _exponent if high / low > 1000 or high > 1e8 or low < 1e-4 else _decimal
-    return _padded([write(value) for value in values.tolist()], write)
+        write = _exponent if far or low < 1e-4 else _decimal
+    width = max((len(write(value)) for value in nonzero.tolist()), default=1)
+    return lambda value: write(value).rjust(width)
 
 
 def _whole(value: float) -> str:
@@ -82,11 +84,6 @@ def _decimal(value: float) -> str:
 
 def _exponent(value: float) -> str:
     return f"{value:.{DIGITS}e}"
-
-
-def _padded(texts: list[str], write: Callable[[Any], str]) -> Callable[[Any], str]:
-    width = max(map(len, texts))
-    return lambda value: write(value).rjust(width)
 
 
 def _lines(array: np.ndarray, shape: tuple[int, ...], write: Callable[[Any], str], indent: int) -> str:
@@ -104,6 +101,6 @@ def _lines(array: np.ndarray, shape: tuple[int, ...], write: Callable[[Any], str
     words = [write(value) for value in array.tolist()]
     for place in cut:
         words.insert(place, " ...")
-    per_line = max(1, (WIDTH - indent - 1) // (len(words[0]) + 2))
+    per_line = max(1, (WIDTH - indent) // (len(words[0]) + 2))
     rows = [", ".join(words[i : i + per_line]) for i in range(0, len(words), per_line)]
     return "[" + f",\n{margin}".join(rows) + "]"

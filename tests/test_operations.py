@@ -219,7 +219,7 @@ def test_halves_accumulate_in_float32(dtype: Any) -> None:
     thirds = np.full(30000, 1 / 3).astype(dtype)
     assert float(ones.sum()) == 4096.0  # bfloat16 alone stops at 256, float16 at 2048
     assert float((ones * 200).mean()) == 200.0  # the sum is more than float16 holds
-    assert float((ones @ ones)) == 4096.0
+    assert float(ones @ ones) == 4096.0
     assert float(Tensor(thirds).mean()) == float(thirds[0])
     assert float(functions["linear"](ones.reshape(1, -1), ones.reshape(1, -1))) == 4096.0
     np.testing.assert_allclose(float(Tensor(thirds + dtype(2)).var()), 0.0, atol=1e-6)

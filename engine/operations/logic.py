@@ -21,8 +21,12 @@ def _binary(
 
     def forward(ctx: Operation, a: Any, b: Any) -> Any:
         for value in (a, b):
-            if operator is not None and (isinstance(value, float) or is_floating(getattr(value, "dtype", np.dtype(int)))):
-                raise TypeError(f"{name}: expected bools or integers, got {getattr(value, 'dtype', 'a float')}")
+            if operator is not None and (
+                isinstance(value, float) or is_floating(getattr(value, "dtype", np.dtype(int)))
+            ):
+                raise TypeError(
+                    f"{name}: expected bools or integers, got {getattr(value, 'dtype', 'a float')}"
+                )
         return compute(a, b)
 
     members = {"__doc__": doc, "promotes": True, "differentiable": False, "forward": forward}
@@ -41,7 +45,9 @@ logical_or = _binary("logical_or", "Whether either element is true (not 0).", np
 logical_xor = _binary("logical_xor", "Whether just one element is true (not 0).", np.logical_xor)
 bitwise_and = _binary("bitwise_and", "The bits that both have; of bools, and.", np.bitwise_and, "and")
 bitwise_or = _binary("bitwise_or", "The bits that either has; of bools, or.", np.bitwise_or, "or")
-bitwise_xor = _binary("bitwise_xor", "The bits that one of both has; of bools, exclusive or.", np.bitwise_xor, "xor")
+bitwise_xor = _binary(
+    "bitwise_xor", "The bits that one of both has; of bools, exclusive or.", np.bitwise_xor, "xor"
+)
 
 
 class BitwiseNot(Operation):

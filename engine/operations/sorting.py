@@ -49,7 +49,11 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
 
 def _ranked(input: Tensor, dim: int, indices: Tensor, keepdim: bool) -> Values:
     values = input.gather(dim, indices)
-    return Values(values, indices) if keepdim or not input.ndim else Values(values.squeeze(dim), indices.squeeze(dim))
+    return (
+        Values(values, indices)
+        if keepdim or not input.ndim
+        else Values(values.squeeze(dim), indices.squeeze(dim))
+    )
 
 
 @public()
@@ -106,9 +110,7 @@ def unique(
     """The distinct elements (slices along `dim`) in order; on request where each element went, and how often it came."""
     module = array_module(input._data)
     axis = None if dim is None else normalize_dim("unique", dim, input.ndim)
-    found = module.unique(
-        input._data, return_inverse=return_inverse, return_counts=return_counts, axis=axis
-    )
+    found = module.unique(input._data, return_inverse=return_inverse, return_counts=return_counts, axis=axis)
     if not isinstance(found, tuple):
         return wrap(found)
     parts = [wrap(part) for part in found]
