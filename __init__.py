@@ -1,7 +1,10 @@
 """adjoint: gradients and neural networks for NumPy and CuPy arrays."""
 
-from .engine import cuda
+from . import nn
+from .engine import autograd, cuda
 from .engine.backend import Device as device
+from .engine.backend import default_device as get_default_device
+from .engine.backend import set_default_device
 from .engine.dtypes import (
     bfloat16,
     double,
@@ -46,11 +49,34 @@ from .engine.operations.arithmetic import (
 from .engine.operations.conversion import (
     clone,
 )
+from .engine.operations.creation import (
+    arange,
+    as_tensor,
+    empty,
+    empty_like,
+    eye,
+    from_dlpack,
+    from_numpy,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    tensor,
+    zeros,
+    zeros_like,
+)
 from .engine.operations.elementwise import (
     abs,
     acos,
+    acosh,
+    addcdiv,
+    addcmul,
     asin,
+    asinh,
     atan,
+    atan2,
+    atanh,
     ceil,
     clamp,
     cos,
@@ -59,16 +85,20 @@ from .engine.operations.elementwise import (
     exp2,
     expm1,
     floor,
+    hypot,
     isfinite,
     isinf,
     isnan,
+    lerp,
     log,
     log1p,
     log2,
     log10,
+    logaddexp,
     logical_not,
     reciprocal,
     relu,
+    round,
     rsqrt,
     sigmoid,
     sign,
@@ -79,6 +109,58 @@ from .engine.operations.elementwise import (
     tan,
     tanh,
     trunc,
+)
+from .engine.operations.gathering import (
+    argwhere,
+    gather,
+    index_add,
+    index_copy,
+    index_fill,
+    index_select,
+    masked_fill,
+    masked_select,
+    nonzero,
+    scatter,
+    scatter_add,
+    take_along_dim,
+)
+from .engine.operations.indexing import (
+    index_put,
+)
+from .engine.operations.joining import (
+    cat,
+    hstack,
+    meshgrid,
+    pad,
+    repeat_interleave,
+    stack,
+    tile,
+    vstack,
+)
+from .engine.operations.linalg import (
+    addmm,
+    baddbmm,
+    bmm,
+    dot,
+    einsum,
+    linear,
+    matmul,
+    mm,
+    mv,
+    outer,
+)
+from .engine.operations.logic import (
+    allclose,
+    bitwise_and,
+    bitwise_not,
+    bitwise_or,
+    bitwise_xor,
+    count_nonzero,
+    equal,
+    isclose,
+    logical_and,
+    logical_or,
+    logical_xor,
 )
 from .engine.operations.reduction import (
     all,
@@ -95,8 +177,22 @@ from .engine.operations.reduction import (
     norm,
     prod,
     std,
+    std_mean,
     sum,
     var,
+    var_mean,
+)
+from .engine.operations.sampling import (
+    bernoulli,
+    multinomial,
+    normal,
+    rand,
+    rand_like,
+    randint,
+    randint_like,
+    randn,
+    randn_like,
+    randperm,
 )
 from .engine.operations.shape import (
     broadcast_tensors,
@@ -116,6 +212,30 @@ from .engine.operations.shape import (
     unflatten,
     unsqueeze,
 )
+from .engine.operations.slicing import (
+    chunk,
+    diag,
+    diagonal,
+    narrow,
+    select,
+    split,
+    unbind,
+)
+from .engine.operations.softmax import (
+    log_softmax,
+    softmax,
+)
+from .engine.operations.sorting import (
+    argsort,
+    kthvalue,
+    median,
+    sort,
+    topk,
+    unique,
+)
+from .engine.random import Generator, get_rng_state, initial_seed, manual_seed, seed, set_rng_state
+from .engine.saving import load, save
 from .engine.tensor import Tensor
+from .nn import data, optim
 
 __version__ = "0.1.0"
