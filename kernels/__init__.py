@@ -1,9 +1,9 @@
 """Array in, array out: the numerical kernels, on NumPy and on CUDA.
 
-Each function checks shapes and settings, then calls `kernels.cpu` or `kernels.cuda` by the type of its arrays. Arrays
-may have any strides and may be empty; inputs are never changed; results are new C-contiguous arrays of the input's
-dtype, which is float32, float64, float16 or bfloat16 (the half types compute in float32 and round once).
-Images are (N, C, H, W), filters (K, C / groups, R, S); pairs are (height, width).
+Each function checks shapes and settings, then calls `kernels.cpu` or `kernels.cuda` by the type of its
+arrays. Arrays may have any strides and may be empty; inputs are never changed; results are new C-contiguous
+arrays of the input's dtype, which is float32, float64, float16 or bfloat16 (the half types compute in float32
+and round once). Images are (N, C, H, W), filters (K, C / groups, R, S); pairs are (height, width).
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
 ) -> Array:
-    """Convolve (N, C, H, W) with (K, C / groups, R, S) to (N, K, P, Q); padding is ((top, bottom), (left, right))."""
+    """Convolve (N, C, H, W) with (K, C / groups, R, S) to (N, K, P, Q).
+
+    `padding` is ((top, bottom), (left, right)).
+    """
     _check_arrays("conv2d", x=x, weight=weight, bias=bias)
     bias_shape = None if bias is None else bias.shape
     geometry.conv2d(x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
@@ -64,7 +67,9 @@ def conv2d_input_grad(
     """The gradient of `conv2d` with respect to x, of the shape `input_shape`."""
     _check_arrays("conv2d_input_grad", dy=dy, weight=weight)
     shape = tuple(input_shape)
-    geometry.conv2d_grad("conv2d_input_grad", dy.shape, shape, weight.shape, stride, padding, dilation, groups)
+    geometry.conv2d_grad(
+        "conv2d_input_grad", dy.shape, shape, weight.shape, stride, padding, dilation, groups
+    )
     return _side(dy).conv2d_input_grad(dy, weight, shape, stride, padding, dilation, groups)
 
 
@@ -94,8 +99,8 @@ def max_pool2d(
 ) -> tuple[Array, Array]:
     """The maximum of each window, and its offset i * kernel_width + j inside the window.
 
-    Offsets are uint8 for windows of at most 256 elements, else int16 up to 32,768, else int32. A NaN wins over
-    everything (the last one of a window); among equal maxima the first in window order wins.
+    Offsets are uint8 for windows of at most 256 elements, else int16 up to 32,768, else int32. A NaN wins
+    over everything (the last one of a window); among equal maxima the first in window order wins.
     """
     _check_arrays("max_pool2d", x=x)
     geometry.max_pool2d(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
@@ -111,7 +116,7 @@ def max_pool2d_scatter(
     padding: Pair,
     dilation: Pair,
 ) -> Array:
-    """Add each element of dy into zeros of `input_shape` where its offset points: the gradient of `max_pool2d`."""
+    """The gradient of `max_pool2d`: dy added up where its offsets point, zero elsewhere."""
     _check_arrays("max_pool2d_scatter", dy=dy)
     _check_offsets("max_pool2d_scatter", dy, offsets)
     shape = tuple(input_shape)
@@ -125,7 +130,9 @@ def max_pool2d_gather(
     """The element of x that each offset points to: the gradient of `max_pool2d_scatter`."""
     _check_arrays("max_pool2d_gather", x=x)
     _check_offsets("max_pool2d_gather", x, offsets)
-    geometry.max_pool2d_offsets("max_pool2d_gather", offsets.shape, x.shape, kernel_size, stride, padding, dilation)
+    geometry.max_pool2d_offsets(
+        "max_pool2d_gather", offsets.shape, x.shape, kernel_size, stride, padding, dilation
+    )
     return _side(x).max_pool2d_gather(x, offsets, kernel_size, stride, padding, dilation)
 
 
@@ -135,7 +142,9 @@ def max_pool2d_indices(
     """The int64 positions h * W + w in the input plane that the offsets point to: PyTorch's indices."""
     _check_offsets("max_pool2d_indices", offsets, offsets)
     shape = tuple(input_shape)
-    geometry.max_pool2d_offsets("max_pool2d_indices", offsets.shape, shape, kernel_size, stride, padding, dilation)
+    geometry.max_pool2d_offsets(
+        "max_pool2d_indices", offsets.shape, shape, kernel_size, stride, padding, dilation
+    )
     return _side(offsets).max_pool2d_indices(offsets, shape, kernel_size, stride, padding, dilation)
 
 
@@ -151,7 +160,9 @@ def avg_pool2d(
     """The mean of each window of (N, C, H, W)."""
     _check_arrays("avg_pool2d", x=x)
     geometry.avg_pool2d(x.shape, kernel_size, stride, padding, ceil_mode, divisor_override)
-    return _side(x).avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _side(x).avg_pool2d(
+        x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    )
 
 
 def avg_pool2d_input_grad(
@@ -182,11 +193,12 @@ def softmax_cross_entropy(
     reduction: str = "mean",
     with_grad: bool = False,
 ) -> tuple[Array, Array | None]:
-    """Cross-entropy of softmax(logits) with class indices (N,) or probabilities (N, C), with PyTorch's meaning.
+    """Cross-entropy of softmax(logits) with class indices (N,) or probabilities (N, C), as in PyTorch.
 
-    Returns the loss, (N,) for reduction "none" and 0-d for "sum" and "mean", and, `with_grad`, its gradient (N, C) with
-    respect to the logits (for "none", each row's own loss). An index that is no class and not `ignore_index` is a
-    ValueError on the CPU; on CUDA, where finding it would cost a synchronisation, its row's loss and gradient are NaN.
+    Returns the loss, (N,) for reduction "none" and 0-d for "sum" and "mean", and, `with_grad`, its gradient
+    (N, C) with respect to the logits (for "none", each row's own loss). An index that is no class and not
+    `ignore_index` is a ValueError on the CPU; on CUDA, where finding it would cost a synchronisation, its
+    row's loss and gradient are NaN.
     """
     operation = "softmax_cross_entropy"
     is_integer = _same_kind(operation, logits=logits, target=target).dtype.kind in "iu"

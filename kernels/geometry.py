@@ -1,16 +1,17 @@
 """Output shapes of the kernels, and every error of shape and setting, in pure Python.
 
-Nothing here touches an array: each function takes shapes and settings, raises ValueError naming the operation, what it
-got and what it wanted, and returns the shape of the result.
+Nothing here touches an array: each function takes shapes and settings, raises ValueError naming the
+operation, what it got and what it wanted, and returns the shape of the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
-Shape = tuple[int, ...]
+Shape = tuple[int, int, int, int]
 
 _AXES = ("height", "width")
 
@@ -50,13 +51,18 @@ def conv2d(
         )
     if c != c_group * groups:
         raise ValueError(
-            f"{operation}: weight {tuple(weight_shape)} with groups={groups} wants {c_group * groups} input channels, "
+            f"{operation}: weight {tuple(weight_shape)} with groups={groups} wants "
+            f"{c_group * groups} input channels, "
             f"got {c} (input {tuple(x_shape)})"
         )
     if bias_shape is not None and tuple(bias_shape) != (k,):
-        raise ValueError(f"{operation}: bias must have the shape ({k},), one per output channel, got {tuple(bias_shape)}")
+        raise ValueError(
+            f"{operation}: bias must have the shape ({k},), one per output channel, got {tuple(bias_shape)}"
+        )
     out = []
-    for axis, size, taps, step, pads, gap in zip(_AXES, (h, w), (r, s), stride, padding, dilation, strict=True):
+    for axis, size, taps, step, pads, gap in zip(
+        _AXES, (h, w), (r, s), stride, padding, dilation, strict=True
+    ):
         extent = gap * (taps - 1) + 1
         padded = size + pads[0] + pads[1]
         if extent > padded:
@@ -79,7 +85,9 @@ def conv2d_grad(
     groups: int,
 ) -> None:
     """Check that `dy_shape` is the shape of the convolution's result."""
-    _same(operation, dy_shape, conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups, operation))
+    _same(
+        operation, dy_shape, conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups, operation)
+    )
 
 
 def max_pool2d(
@@ -129,8 +137,8 @@ def max_pool2d_offsets(
     if tuple(offsets_shape) not in shapes:
         wanted = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
         raise ValueError(
-            f"{operation}: the pooled shape {tuple(offsets_shape)} does not belong to the input {tuple(x_shape)}, "
-            f"which gives {wanted}"
+            f"{operation}: the pooled shape {tuple(offsets_shape)} does not belong to the "
+            f"input {tuple(x_shape)}, which gives {wanted}"
         )
 
 
@@ -159,7 +167,9 @@ def avg_pool2d(
 ) -> Shape:
     """Shape of the average-pooled (N, C, H, W)."""
     if divisor_override is not None and (not _is_int(divisor_override) or divisor_override == 0):
-        raise ValueError(f"{operation}: divisor_override must be an integer other than 0, got {divisor_override!r}")
+        raise ValueError(
+            f"{operation}: divisor_override must be an integer other than 0, got {divisor_override!r}"
+        )
     return _pool2d(operation, x_shape, kernel_size, stride, padding, (1, 1), ceil_mode)
 
 
@@ -242,7 +252,8 @@ def _pool2d(
             raise ValueError(f"{operation}: input needs at least one element in {axis}, got {tuple(x_shape)}")
         if pad > taps // 2:
             raise ValueError(
-                f"{operation}: padding must be at most half the kernel, got padding {pad} and kernel {taps} in {axis}"
+                f"{operation}: padding must be at most half the kernel, "
+                f"got padding {pad} and kernel {taps} in {axis}"
             )
         extent = gap * (taps - 1) + 1
         room = size + 2 * pad - extent
@@ -266,7 +277,9 @@ def _rank(operation: str, name: str, shape: Sequence[int], wanted: str) -> None:
 
 def _same(operation: str, got: Sequence[int], wanted: Sequence[int]) -> None:
     if tuple(got) != tuple(wanted):
-        raise ValueError(f"{operation}: the gradient must have the shape {tuple(wanted)} of the result, got {tuple(got)}")
+        raise ValueError(
+            f"{operation}: the gradient must have the shape {tuple(wanted)} of the result, got {tuple(got)}"
+        )
 
 
 def _pair(operation: str, name: str, value: Pair, least: int) -> None:
@@ -274,9 +287,9 @@ def _pair(operation: str, name: str, value: Pair, least: int) -> None:
         raise ValueError(f"{operation}: {name} must be two integers of at least {least}, got {value!r}")
 
 
-def _is_pair_of(value, holds) -> bool:
+def _is_pair_of(value: object, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(holds(item) for item in value)
 
 
-def _is_int(value) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -121,8 +121,12 @@ def test_matches_pytorch(case, dtype):
     ty.backward(torch.tensor(dy))
     tolerance = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-10}
     np.testing.assert_allclose(kernels.conv2d(x, weight, bias, *arguments), ty.detach(), **tolerance)
-    np.testing.assert_allclose(kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance)
-    np.testing.assert_allclose(kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance)
+    np.testing.assert_allclose(
+        kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance
+    )
+    np.testing.assert_allclose(
+        kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance
+    )
 
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -131,11 +135,13 @@ sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(0, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.tuples(sides, sides), pairs, pairs,
-    pairs, st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 100),
+    st.integers(0, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.tuples(sides, sides),
+    pairs, pairs, pairs, st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 100),
 )  # fmt: skip
 def test_any_setting(n, groups, c, k, padding, taps, stride, dilation, more, seed):
-    size = [max(1, g * (t - 1) + 1 - sum(p) + m) for g, t, p, m in zip(dilation, taps, padding, more, strict=True)]
+    size = [
+        max(1, g * (t - 1) + 1 - sum(p) + m) for g, t, p, m in zip(dilation, taps, padding, more, strict=True)
+    ]
     x, weight, dy = operands((n, groups * c, *size), (groups * k, c, *taps), seed=seed)
     check(x, weight, dy, (stride, padding, dilation, groups))
 
@@ -176,7 +182,9 @@ def test_any_strides(case):
         check(vx, vw, lambda shape, vdy=vdy: vdy, arguments)
 
 
-@pytest.mark.parametrize("x_shape, weight_shape", [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))])
+@pytest.mark.parametrize(
+    "x_shape, weight_shape", [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))]
+)
 def test_empty(x_shape, weight_shape):
     arguments = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     check(*operands(x_shape, weight_shape), arguments)
@@ -189,7 +197,7 @@ def test_empty(x_shape, weight_shape):
 @pytest.mark.parametrize("case", CASES[:5], ids=str)
 def test_what_is_not_finite_stays_in_its_place(case, value):
     x_shape, weight_shape, *arguments = case
-    # Padding times a weight that is not finite is NaN, in the definition too; x and dy reach only their own windows.
+    # Padding times a weight that is not finite is NaN; x and dy reach only their own windows.
     unpadded = arguments[1] == ZEROS
     for spoiled in (0, 1, 2) if unpadded else (0, 2):
         x, weight, make = operands(x_shape, weight_shape)
@@ -244,7 +252,10 @@ def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
         ({"groups": 4}, r"groups must divide the output channels, got 6 output channels .*groups=4"),
         ({"groups": 2}, r"wants 6 input channels, got 3"),
         ({"x": np.zeros((3, 5, 5))}, r"input must have the shape \(N, C, H, W\), got \(3, 5, 5\)"),
-        ({"weight": np.zeros((6, 3, 3))}, r"weight must have the shape \(K, C / groups, R, S\), got \(6, 3, 3\)"),
+        (
+            {"weight": np.zeros((6, 3, 3))},
+            r"weight must have the shape \(K, C / groups, R, S\), got \(6, 3, 3\)",
+        ),
         ({"weight": np.zeros((0, 3, 3, 3))}, r"weight needs at least one filter and one tap"),
         ({"weight": np.zeros((6, 3, 6, 3))}, r"kernel is larger than the padded input: height 6 .* over 5"),
         ({"dilation": (1, 3)}, r"kernel is larger than the padded input: width 7 .* over 5 \(input 5"),
@@ -261,7 +272,9 @@ def test_wrong_shapes_and_settings(changes, message):
 
 def test_wrong_arrays():
     x, weight = np.zeros((1, 3, 5, 5), np.float32), np.zeros((6, 3, 3, 3), np.float32)
-    with pytest.raises(TypeError, match="conv2d: all arrays must have one dtype, got: x is float32, weight is float64"):
+    with pytest.raises(
+        TypeError, match="all arrays must have one dtype, got: x is float32, weight is float64"
+    ):
         kernels.conv2d(x, weight.astype(np.float64))
     with pytest.raises(TypeError, match="conv2d: x must be float32, float64, float16 or bfloat16, got int64"):
         kernels.conv2d(x.astype(np.int64), weight)

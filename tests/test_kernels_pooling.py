@@ -39,7 +39,10 @@ def naive(x, shape, kernel_size, stride, padding, dilation=(1, 1)):
     for p, q in itertools.product(range(shape[2]), range(shape[3])):
         window = []
         for i, j in itertools.product(range(kernel_size[0]), range(kernel_size[1])):
-            row, column = p * stride[0] - padding[0] + i * dilation[0], q * stride[1] - padding[1] + j * dilation[1]
+            row, column = (
+                p * stride[0] - padding[0] + i * dilation[0],
+                q * stride[1] - padding[1] + j * dilation[1],
+            )
             if 0 <= row < h and 0 <= column < w:
                 window.append((i * kernel_size[1] + j, row, column))
         yield (slice(None), slice(None), p, q), window
@@ -119,7 +122,9 @@ def test_max_matches_pytorch(case):
         np.testing.assert_array_equal(kernels.max_pool2d_indices(offsets, case[0], *case[1:5]), indices)
         dy = random(y.shape, 3)
         ty.backward(torch.tensor(dy))
-        np.testing.assert_allclose(kernels.max_pool2d_scatter(dy, offsets, case[0], *case[1:5]), tx.grad, atol=1e-12)
+        np.testing.assert_allclose(
+            kernels.max_pool2d_scatter(dy, offsets, case[0], *case[1:5]), tx.grad, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
@@ -156,10 +161,14 @@ def naive_avg(x, shape, kernel_size, stride, padding, count_include_pad, divisor
     return y, transposed
 
 
-def check_avg(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, rtol=1e-9, atol=1e-9):
+def check_avg(
+    x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, rtol=1e-9, atol=1e-9
+):
     arguments = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     y = kernels.avg_pool2d(x, *arguments)
-    wanted, transposed = naive_avg(x, y.shape, kernel_size, stride, padding, count_include_pad, divisor_override)
+    wanted, transposed = naive_avg(
+        x, y.shape, kernel_size, stride, padding, count_include_pad, divisor_override
+    )
     np.testing.assert_allclose(y.astype(np.float64), wanted, rtol, atol)
     dy = random(y.shape, 4, x.dtype)
     dx = kernels.avg_pool2d_input_grad(dy, x.shape, *arguments)
@@ -167,7 +176,9 @@ def check_avg(x, kernel_size, stride, padding, ceil_mode, count_include_pad, div
     assert y.dtype == dx.dtype == x.dtype and y.flags.c_contiguous and dx.flags.c_contiguous
 
 
-@pytest.mark.parametrize("count_include_pad, divisor_override", [(True, None), (False, None), (True, 5), (False, -3)])
+@pytest.mark.parametrize(
+    "count_include_pad, divisor_override", [(True, None), (False, None), (True, 5), (False, -3)]
+)
 @pytest.mark.parametrize("case", AVERAGES, ids=str)
 def test_avg_matches_naive_loops(case, count_include_pad, divisor_override):
     shape, kernel_size, stride, padding, _, ceil_mode = case
@@ -238,7 +249,7 @@ def test_pieces_of_any_size_on_any_threads(case, monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("case", AVERAGES, ids=str)
 def test_half_types(case, dtype):
-    shape, kernel_size, stride, padding, dilation, ceil_mode = case
+    shape, kernel_size, stride, padding, _, ceil_mode = case
     x = random(shape, dtype=dtype)
     y, offsets = kernels.max_pool2d(x, *case[1:])
     wide, same = kernels.max_pool2d(x.astype(np.float32), *case[1:])
@@ -246,7 +257,9 @@ def test_half_types(case, dtype):
     np.testing.assert_array_equal(offsets, same)
     dy = random(y.shape, 1, dtype)
     exact = kernels.max_pool2d_scatter(dy.astype(np.float32), offsets, shape, *case[1:5])
-    np.testing.assert_array_equal(kernels.max_pool2d_scatter(dy, offsets, shape, *case[1:5]), exact.astype(dtype))
+    np.testing.assert_array_equal(
+        kernels.max_pool2d_scatter(dy, offsets, shape, *case[1:5]), exact.astype(dtype)
+    )
     step = 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001
     check_avg(x, kernel_size, stride, padding, ceil_mode, True, None, rtol=step, atol=1e-6)
 
@@ -254,12 +267,19 @@ def test_half_types(case, dtype):
 @pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[9]], ids=str)
 def test_any_strides(case):
     x = random(case[0])
-    for view in (np.asfortranarray(x), x[:, :, ::-1, ::-1], np.repeat(x, 2, 1)[:, ::2], np.broadcast_to(x[:1], x.shape)):
+    for view in (
+        np.asfortranarray(x),
+        x[:, :, ::-1, ::-1],
+        np.repeat(x, 2, 1)[:, ::2],
+        np.broadcast_to(x[:1], x.shape),
+    ):
         check_max(view, *case[1:])
         check_avg(view, *case[1:4], case[5], True, None)
         y, offsets = kernels.max_pool2d(view, *case[1:])
         turned = kernels.max_pool2d_scatter(y[::-1], offsets[::-1], case[0], *case[1:5])
-        np.testing.assert_array_equal(turned, kernels.max_pool2d_scatter(y, offsets, case[0], *case[1:5])[::-1])
+        np.testing.assert_array_equal(
+            turned, kernels.max_pool2d_scatter(y, offsets, case[0], *case[1:5])[::-1]
+        )
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
@@ -270,7 +290,9 @@ def test_empty(shape):
     assert kernels.avg_pool2d(np.zeros(shape), (2, 2), (2, 2)).shape == y.shape
 
 
-@pytest.mark.parametrize("kernel, dtype", [((16, 16), np.uint8), ((16, 17), np.int16), ((200, 200), np.int32)])
+@pytest.mark.parametrize(
+    "kernel, dtype", [((16, 16), np.uint8), ((16, 17), np.int16), ((200, 200), np.int32)]
+)
 def test_type_of_the_offsets(kernel, dtype):
     x = random((1, 1, *kernel), dtype=np.float32)
     y, offsets = kernels.max_pool2d(x, kernel, (1, 1))
@@ -282,9 +304,15 @@ def test_type_of_the_offsets(kernel, dtype):
     [
         ({"stride": (0, 1)}, r"stride must be two integers of at least 1, got \(0, 1\)"),
         ({"kernel_size": (0, 2)}, r"kernel_size must be two integers of at least 1, got \(0, 2\)"),
-        ({"padding": (2, 0)}, r"padding must be at most half the kernel, got padding 2 and kernel 3 in height"),
+        (
+            {"padding": (2, 0)},
+            r"padding must be at most half the kernel, got padding 2 and kernel 3 in height",
+        ),
         ({"padding": (0, -1)}, r"padding must be two integers of at least 0, got \(0, -1\)"),
-        ({"kernel_size": (6, 3)}, r"the kernel is larger than the padded input: height 6 .* over 5 \(input 5"),
+        (
+            {"kernel_size": (6, 3)},
+            r"the kernel is larger than the padded input: height 6 .* over 5 \(input 5",
+        ),
         ({"x": np.zeros((3, 5, 5))}, r"input must have the shape \(N, C, H, W\), got \(3, 5, 5\)"),
         ({"x": np.zeros((1, 3, 0, 5))}, r"input needs at least one element in height, got \(1, 3, 0, 5\)"),
     ],
@@ -299,26 +327,42 @@ def test_wrong_shapes_and_settings(changes, message):
 
 def test_other_wrong_settings():
     x = np.zeros((1, 1, 1, 4))
-    with pytest.raises(ValueError, match=r"max_pool2d: dilation must be two integers of at least 1, got \(0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"max_pool2d: dilation must be two integers of at least 1, got \(0, 1\)"
+    ):
         kernels.max_pool2d(x, (1, 1), (1, 1), dilation=(0, 1))
-    with pytest.raises(ValueError, match="max_pool2d: a window holds no element of the input: height 1 with kernel 2"):
+    with pytest.raises(
+        ValueError, match="max_pool2d: a window holds no element of the input: height 1 with kernel 2"
+    ):
         kernels.max_pool2d(x, (2, 1), (1, 1), (1, 0), (2, 1))
-    with pytest.raises(ValueError, match="avg_pool2d: divisor_override must be an integer other than 0, got 0"):
+    with pytest.raises(
+        ValueError, match="avg_pool2d: divisor_override must be an integer other than 0, got 0"
+    ):
         kernels.avg_pool2d(x, (1, 1), (1, 1), divisor_override=0)
-    with pytest.raises(TypeError, match="max_pool2d: x must be float32, float64, float16 or bfloat16, got int32"):
+    with pytest.raises(
+        TypeError, match="max_pool2d: x must be float32, float64, float16 or bfloat16, got int32"
+    ):
         kernels.max_pool2d(x.astype(np.int32), (1, 1), (1, 1))
 
 
 def test_gradients_that_do_not_belong():
     x = np.zeros((1, 1, 6, 6))
-    y, offsets = kernels.max_pool2d(x, (2, 2), (2, 2))
+    _, offsets = kernels.max_pool2d(x, (2, 2), (2, 2))
     arguments = ((2, 2), (2, 2), (0, 0))
-    with pytest.raises(ValueError, match=r"max_pool2d_scatter: the gradient must have the shape \(1, 1, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"max_pool2d_scatter: the gradient must have the shape \(1, 1, 3, 3\)"
+    ):
         kernels.max_pool2d_scatter(np.zeros((1, 1, 3, 2)), offsets, x.shape, *arguments, (1, 1))
-    message = r"max_pool2d_gather: the pooled shape \(1, 1, 3, 3\) does not belong to the input \(1, 1, 8, 8\)"
+    message = (
+        r"max_pool2d_gather: the pooled shape \(1, 1, 3, 3\) does not belong to the input \(1, 1, 8, 8\)"
+    )
     with pytest.raises(ValueError, match=message):
         kernels.max_pool2d_gather(np.zeros((1, 1, 8, 8)), offsets, *arguments, (1, 1))
-    with pytest.raises(TypeError, match="max_pool2d_indices: offsets must be uint8, int16 or int32, got int64"):
+    with pytest.raises(
+        TypeError, match="max_pool2d_indices: offsets must be uint8, int16 or int32, got int64"
+    ):
         kernels.max_pool2d_indices(offsets.astype(np.int64), x.shape, *arguments, (1, 1))
-    with pytest.raises(ValueError, match=r"avg_pool2d_input_grad: the gradient must have the shape \(1, 1, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"avg_pool2d_input_grad: the gradient must have the shape \(1, 1, 3, 3\)"
+    ):
         kernels.avg_pool2d_input_grad(np.zeros((1, 1, 2, 3)), x.shape, *arguments, False, True, None)

@@ -94,8 +94,8 @@ def test_matches_pytorch(soft, weighted, smoothing, reduction, dtype):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), st.floats(0, 1), st.sampled_from(REDUCTIONS),
-    st.integers(0, 99),
+    st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), st.floats(0, 1),
+    st.sampled_from(REDUCTIONS), st.integers(0, 99),
 )  # fmt: skip
 def test_any_setting(n, classes, soft, weighted, smoothing, reduction, seed):
     logits, target, weight = operands(n, classes, soft, weighted, seed)
@@ -139,8 +139,8 @@ def test_no_rows(soft, reduction, wanted):
 
 
 ROWS = [
-    [0.0, -np.inf, 1.0], [-np.inf, 0.0, 1.0], [-np.inf, -np.inf, -np.inf], [np.inf, 0.0, 1.0], [np.nan, 0.0, 1.0],
-    [1e30, -1e30, 0.0], [-np.inf, 2.0, -np.inf],
+    [0.0, -np.inf, 1.0], [-np.inf, 0.0, 1.0], [-np.inf, -np.inf, -np.inf], [np.inf, 0.0, 1.0],
+    [np.nan, 0.0, 1.0], [1e30, -1e30, 0.0], [-np.inf, 2.0, -np.inf],
 ]  # fmt: skip
 
 
@@ -158,7 +158,9 @@ def test_infinities_as_in_pytorch(soft, weighted, smoothing, reduction):
         )
         wanted.sum().backward()
         with np.errstate(all="raise"):
-            loss, grad = kernels.softmax_cross_entropy(logits, target, weight, -100, smoothing, reduction, True)
+            loss, grad = kernels.softmax_cross_entropy(
+                logits, target, weight, -100, smoothing, reduction, True
+            )
         np.testing.assert_allclose(loss, wanted.detach(), rtol=1e-12)
         np.testing.assert_allclose(grad, tz.grad, rtol=1e-12, atol=1e-12)
 
@@ -181,7 +183,13 @@ def test_half_types_round_once(dtype, soft, weighted, smoothing, reduction):
 def test_any_strides():
     logits, target, weight = operands(12, 10, True, True)
     check(np.asfortranarray(logits), target[:, ::-1], weight[::-1], 0.1, "mean")
-    check(logits[::-2, ::3], np.repeat(target[:6, :4], 2, 1)[:, ::2], np.broadcast_to(weight[:1], 4), 0.0, "none")
+    check(
+        logits[::-2, ::3],
+        np.repeat(target[:6, :4], 2, 1)[:, ::2],
+        np.broadcast_to(weight[:1], 4),
+        0.0,
+        "none",
+    )
     check(logits[::-1], np.array([3, 1] * 12)[::-2], weight, 0.0, "sum")
 
 
@@ -194,7 +202,9 @@ def test_results_repeat_and_do_not_depend_on_threads(soft, weighted, smoothing, 
     try:
         for threads in (1, 2, 3, 1):
             parallel.set_threads(threads)
-            results.append(kernels.softmax_cross_entropy(logits, target, weight, -100, smoothing, reduction, True))
+            results.append(
+                kernels.softmax_cross_entropy(logits, target, weight, -100, smoothing, reduction, True)
+            )
     finally:
         parallel.set_threads(before)
     for loss, grad in results[1:]:
@@ -222,7 +232,9 @@ def test_index_out_of_range(index):
     logits, _, _ = operands(4, 5, False, False)
     target = np.array([0, -100, index, 9])
     copies = logits.copy(), target.copy()
-    with pytest.raises(ValueError, match=rf"softmax_cross_entropy: class index {index} in row 2 .* for 5 classes"):
+    with pytest.raises(
+        ValueError, match=rf"softmax_cross_entropy: class index {index} in row 2 .* for 5 classes"
+    ):
         kernels.softmax_cross_entropy(logits, target)
     np.testing.assert_array_equal(logits, copies[0])
     np.testing.assert_array_equal(target, copies[1])
@@ -233,14 +245,20 @@ def test_index_out_of_range(index):
     [
         ({"logits": np.zeros(5)}, r"logits must have the shape \(N, C\), got \(5,\)"),
         ({"logits": np.zeros((4, 0))}, r"logits need at least one class, got the shape \(4, 0\)"),
-        ({"target": np.zeros(3, np.int64)}, r"indices must have the shape \(4,\) for logits \(4, 5\), got \(3,\)"),
+        (
+            {"target": np.zeros(3, np.int64)},
+            r"indices must have the shape \(4,\) for logits \(4, 5\), got \(3,\)",
+        ),
         ({"target": np.zeros((4, 1), np.int64)}, r"indices must have the shape \(4,\) .* got \(4, 1\)"),
         ({"target": np.zeros(4)}, r"probabilities must have the logits' shape \(4, 5\), got \(4,\)"),
         ({"weight": np.zeros(4)}, r"weight must have the shape \(5,\), one per class, got \(4,\)"),
         ({"reduction": "average"}, r"reduction must be 'none', 'sum' or 'mean', got 'average'"),
         ({"label_smoothing": 1.5}, r"label_smoothing must be between 0 and 1, got 1.5"),
         ({"label_smoothing": float("nan")}, r"label_smoothing must be between 0 and 1, got nan"),
-        ({"target": np.zeros((4, 5)), "ignore_index": 1}, r"ignore_index=1 has no meaning for .* probabilities"),
+        (
+            {"target": np.zeros((4, 5)), "ignore_index": 1},
+            r"ignore_index=1 has no meaning for .* probabilities",
+        ),
     ],
     ids=str,
 )

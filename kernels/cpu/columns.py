@@ -1,11 +1,11 @@
 """Images unfolded to columns, and columns folded back, a piece at a time.
 
-The columns of an image are a matrix (C * R * S, positions): a row for each channel and tap, holding what that tap sees
-from each position of the output. A piece is small enough for its columns to stay in the cache.
+The columns of an image are a matrix (C * R * S, positions): a row for each channel and tap, holding what that
+tap sees from each position of the output. A piece is small enough for its columns to stay in the cache.
 
-With stride 1 the positions may be pitched: laid out with the width of the padded image. Then what a tap sees is one run
-of memory instead of one per output row, and the positions past the end of each output row have no meaning
-(`Unfolding.meaningful` leaves them out).
+With stride 1 the positions may be pitched: laid out with the width of the padded image. Then what a tap sees
+is one run of memory instead of one per output row, and the positions past the end of each output row have no
+meaning (`Unfolding.meaningful` leaves them out).
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ class Unfolding:
     def unfold(
         self, x: np.ndarray, piece: Piece, buffers: tuple[np.ndarray, np.ndarray], together: bool = False
     ) -> np.ndarray:
-        """The columns (n, groups, depth, positions) of a piece of x; (groups, depth, n * positions) if `together`."""
+        """The columns (n, groups, depth, positions) of a piece of x.
+
+        If `together`, (groups, depth, n * positions).
+        """
         n, rows = piece.size
         if self.plain and x.dtype == self.dtype and not together:
             return x[piece.images, :, piece.rows].reshape(n, self.groups, self.depth, rows * self.pitch)
@@ -118,7 +121,7 @@ class Unfolding:
         return columns.reshape(n, self.groups, self.depth, rows * self.pitch)
 
     def fold(self, columns: np.ndarray, channels: int) -> np.ndarray:
-        """Add columns (n, ..., positions) of `channels` channels to where they came from: (n, channels, H, W)."""
+        """Add columns (n, ..., positions) to where they came from: (n, channels, H, W)."""
         # A stride may leave the last rows of the input unseen.
         height = max(self._input_rows(self.size[0]), self.padding[0][0] + self.height)
         padded = np.zeros((len(columns), channels, height, self.padded_width), self.dtype)
@@ -137,9 +140,9 @@ class Unfolding:
     def _seen(self, padded: np.ndarray, rows: int) -> np.ndarray:
         """View (n, C, R, S, positions) of padded images: what each tap sees."""
         sn, sc, sh, sw = padded.strides
-        steps: Shape = (sn, sc, sh * self.dilation[0], sw * self.dilation[1])
+        steps: tuple[int, ...] = (sn, sc, sh * self.dilation[0], sw * self.dilation[1])
         if self.pitched:
-            positions: Shape = (rows * self.pitch,)
+            positions: tuple[int, ...] = (rows * self.pitch,)
             steps += (sw,)
         else:
             positions = (rows, self.pitch)
@@ -148,11 +151,12 @@ class Unfolding:
         return np.ndarray((*padded.shape[:2], *self.taps, *positions), padded.dtype, padded, 0, steps)
 
     def _input_rows(self, rows: int) -> int:
-        """Rows of the padded input that so many rows of the output see; what is pitched runs up to one row further."""
+        """Rows of the padded input that so many rows of the output see."""
+        # What is pitched runs up to one row further.
         return (rows - 1) * self.stride[0] + (self.taps[0] - 1) * self.dilation[0] + 1 + self.pitched
 
     def _pad(self, x: np.ndarray, piece: Piece, padded: np.ndarray) -> None:
-        """Fill in the padded input of a piece. The columns beside the image are zero from the start and stay so."""
+        """Fill in the padded input of a piece; the columns beside the image stay zero."""
         first = piece.rows.start * self.stride[0] - self.padding[0][0]
         count = self._input_rows(piece.size[1])
         before = min(max(0, -first), count)

@@ -12,7 +12,7 @@ from . import parallel
 from .arithmetic import compute_dtype
 from .columns import Block, Piece, Unfolding
 
-# Up to this many multiplications OpenBLAS computes a product on the calling thread: then pieces go to our threads.
+# Up to this many multiplications OpenBLAS computes a product on the calling thread: pieces go to our threads.
 _SMALL_PRODUCT = (1 << 19) - 1
 _SMALL_PIECE_BYTES = 2 << 20
 _LARGE_PIECE_BYTES = 4 << 20
@@ -47,7 +47,7 @@ def conv2d_input_grad(
 ) -> np.ndarray:
     k, c, r, s = weight.shape
     filters = weight.astype(compute_dtype(dy.dtype), copy=False).reshape(groups, k // groups, c, r, s)
-    # Unfolding dy writes k rows for each tap; folding adds up c * groups rows for each tap, at about twice the price.
+    # For each tap unfolding dy writes k rows and folding adds c * groups rows, at about twice the price.
     if stride == (1, 1) and (r == s == 1 or k <= 2 * c * groups):
         flipped = filters.swapaxes(1, 2)[..., ::-1, ::-1].reshape(groups, c, k // groups * r * s)
         dy, around = _reach(dy, (r, s), padding, dilation)
@@ -88,7 +88,9 @@ def _forward(
     """The convolution (N, K, P, Q) of `shape` by filters (groups, K / groups, C / groups * R * S)."""
     groups, outputs, _ = filters.shape
     n, _, p, q = shape
-    unfolding, small = _unfolding(x.shape, taps, (p, q), stride, padding, dilation, groups, filters.dtype, outputs)
+    unfolding, small = _unfolding(
+        x.shape, taps, (p, q), stride, padding, dilation, groups, filters.dtype, outputs
+    )
     y = np.empty((n, groups, outputs, p, q), x.dtype)
     straight = y.dtype == filters.dtype and unfolding.pitch == q
 
@@ -157,7 +159,7 @@ def _weight_grad(dy: np.ndarray, x: np.ndarray, unfolding: Unfolding, small: boo
     pieces = unfolding.pieces()
     # Partial sums are added in the order of the pieces, whichever thread made them.
     partial = np.zeros((len(pieces) if small else 1, groups, outputs, unfolding.depth), unfolding.dtype)
-    product = np.empty_like(partial[0]) if not small else None
+    product = np.empty(partial.shape[1:], partial.dtype)
 
     def work(numbers: Iterator[int]) -> None:
         buffers = unfolding.buffers()
@@ -215,9 +217,13 @@ def _unfolding(
     depth = shape[1] // groups * taps[0] * taps[1]
     waste = shape[3] + sum(padding[1]) - size[1]
     # A pitch saves about 8 ns for each row of the columns and costs products with what has no meaning.
-    pitched = stride == (1, 1) and (waste == 0 or (may_pitch and outputs * waste < 350 and 2 * depth > 3 * outputs))
+    pitched = stride == (1, 1) and (
+        waste == 0 or (may_pitch and outputs * waste < 350 and 2 * depth > 3 * outputs)
+    )
     rows = _SMALL_PRODUCT // max(1, outputs * depth * (size[1] + waste * pitched))
     small = rows >= min(4, size[0])
     piece_bytes = _SMALL_PIECE_BYTES if small else _LARGE_PIECE_BYTES
     rows = rows if small else size[0]
-    return Unfolding(shape, taps, size, stride, padding, dilation, groups, dtype, pitched, rows, piece_bytes), small
+    return Unfolding(
+        shape, taps, size, stride, padding, dilation, groups, dtype, pitched, rows, piece_bytes
+    ), small

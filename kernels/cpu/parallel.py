@@ -1,7 +1,8 @@
 """Pieces of one computation on several threads.
 
-NumPy releases the interpreter inside its loops, so pieces of about a cache's size run side by side. Which thread takes
-which piece is left open; each piece must write to a place of its own, so that results never depend on it.
+NumPy releases the interpreter inside its loops, so pieces of about a cache's size run side by side. Which
+thread takes which piece is left open; each piece must write to a place of its own, so that results never
+depend on it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def threads() -> int:
-    """How many threads compute: `set_threads`, else ADJOINT_NUM_THREADS, else the processors given to the process."""
+    """How many threads compute: by `set_threads`, ADJOINT_NUM_THREADS or the process's processors."""
     if _threads is None:
         set_threads(_default())
     assert _threads is not None

@@ -1,4 +1,4 @@
-"""Max and average pooling: pieces of planes on threads, by long runs (`windows`) or, where those do not serve, `taps`."""
+"""Max and average pooling of planes on threads, by long runs (`windows`) or else by `taps`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .windows import Windows
 
 # With more phases than this their runs are short.
 _MOST_PHASES = 16
-_BITS = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}
+_BITS: dict[int, type[np.integer]] = {4: np.int32, 8: np.int64}
 
 
 def max_pool2d(
@@ -31,7 +31,9 @@ def max_pool2d(
     y = np.empty(shape, x.dtype)
     offsets = np.empty(shape, _offset_dtype(kernel_size))
 
-    def piece(run: Windows | None, rows: np.ndarray | None, x: np.ndarray, y: np.ndarray, offsets: np.ndarray) -> None:
+    def piece(
+        run: Windows | None, rows: np.ndarray | None, x: np.ndarray, y: np.ndarray, offsets: np.ndarray
+    ) -> None:
         if run is not None and rows is not None:
             best, first = _maxima(run, run.split(x, rows), offsets.dtype)
             np.copyto(y, run.outputs(best), casting="unsafe")
@@ -58,7 +60,9 @@ def max_pool2d_scatter(
     window = Window(input_shape[2:], dy.shape[2:], kernel_size, stride, padding, dilation)
     dx = np.empty(input_shape, dy.dtype)
 
-    def piece(run: Windows | None, rows: np.ndarray | None, dy: np.ndarray, offsets: np.ndarray, dx: np.ndarray) -> None:
+    def piece(
+        run: Windows | None, rows: np.ndarray | None, dy: np.ndarray, offsets: np.ndarray, dx: np.ndarray
+    ) -> None:
         if run is not None and rows is not None:
             run.merge(_scattered(run, dy, offsets), dx, rows)
         else:
@@ -74,7 +78,9 @@ def max_pool2d_gather(
     window = Window(x.shape[2:], offsets.shape[2:], kernel_size, stride, padding, dilation)
     y = np.zeros(offsets.shape, x.dtype)
 
-    def piece(run: Windows | None, rows: np.ndarray | None, x: np.ndarray, offsets: np.ndarray, y: np.ndarray) -> None:
+    def piece(
+        run: Windows | None, rows: np.ndarray | None, x: np.ndarray, offsets: np.ndarray, y: np.ndarray
+    ) -> None:
         taps.gather(x, offsets, window, y)
 
     _over_planes(piece, window, x.dtype, 0, x, offsets, y)

@@ -1,8 +1,9 @@
 """Softmax-cross-entropy and its gradient: one exponential, in pieces of rows that stay in the cache.
 
-For a row with logits z and coefficients a (what of each -log p_c the loss takes) the loss is sum_c a_c (lse(z) - z_c)
-and its gradient sum(a) softmax(z) - a. For class indices a is the weight of the row's class there, plus, with
-label smoothing, a multiple of all weights; for probabilities it is the smoothed target times the weights.
+For a row with logits z and coefficients a (what of each -log p_c the loss takes) the loss is sum_c a_c
+(lse(z) - z_c) and its gradient sum(a) softmax(z) - a. For class indices a is the weight of the row's class
+there, plus, with label smoothing, a multiple of all weights; for probabilities it is the smoothed target
+times the weights.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ def softmax_cross_entropy(
 
     def work(parts: Iterator[slice]) -> None:
         # A gradient of the compute type is made where it will stay.
-        scratch = None if grad is not None and grad.dtype == dtype else np.empty((min(step, n), classes), dtype)
+        stays = grad is not None and grad.dtype == dtype
+        scratch = np.empty((0 if stays else min(step, n), classes), dtype)
         for part in parts:
-            z = grad[part] if scratch is None and grad is not None else scratch[: part.stop - part.start]
-            np.subtract(logits[part], logits[part].max(axis=1, keepdims=True), out=z, dtype=dtype, casting="unsafe")
-            taken, mass, coefficients = rows.take(part, z)
+            z = grad[part] if grad is not None and stays else scratch[: part.stop - part.start]
+            np.subtract(
+                logits[part], logits[part].max(axis=1, keepdims=True), out=z, dtype=dtype, casting="unsafe"
+            )
+            taken, mass = rows.take(part, z)
             np.exp(z, out=z)
             totals = _sums(z)
             loss = np.log(totals)
@@ -58,9 +62,9 @@ def softmax_cross_entropy(
             if grad is not None:
                 mass = mass / totals if count is None else mass / (totals * count)
                 z *= mass[:, None]
-                rows.subtract(part, z, coefficients, count)
+                rows.subtract(part, z, count)
                 rows.leave_out(part, z)
-                if scratch is not None:
+                if not stays:
                     np.copyto(grad[part], z, casting="unsafe")
 
     parallel.share(work, parallel.split(n, step))
@@ -111,16 +115,16 @@ class _Indices:
     def count(self) -> np.floating:
         return self.picked.sum()
 
-    def take(self, part: slice, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
+    def take(self, part: slice, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sum of each row's coefficients times z, and of the coefficients."""
         exact = self.exact[part]
         taken = z[np.arange(len(z)), self.index[part]] * exact
         if not self.smooth:
-            return taken, exact, None
+            return taken, exact
         taken += self.smooth * (_sums(z) if self.weights is None else _sums(z * self.weights))
-        return taken, exact + self.smooth * self.mass, None
+        return taken, exact + self.smooth * self.mass
 
-    def subtract(self, part: slice, out: np.ndarray, coefficients: None, count: np.floating | None) -> None:
+    def subtract(self, part: slice, out: np.ndarray, count: np.floating | None) -> None:
         """Take the coefficients, divided by `count`, away from each row."""
         if self.smooth:
             smooth = self.smooth if self.weights is None else self.smooth * self.weights
@@ -149,20 +153,26 @@ class _Probabilities:
     def count(self) -> np.floating:
         return self.dtype.type(len(self.target))
 
-    def take(self, part: slice, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The sum of each row's coefficients times z, of the coefficients, and those themselves."""
+    def take(self, part: slice, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The sum of each row's coefficients times z, and of the coefficients."""
+        coefficients = self._coefficients(part)
+        return _sums(coefficients * z), _sums(coefficients)
+
+    def subtract(self, part: slice, out: np.ndarray, count: np.floating | None) -> None:
+        """Take the coefficients, divided by `count`, away from each row."""
+        coefficients = self._coefficients(part)
+        out -= coefficients if count is None else coefficients / count
+
+    def leave_out(self, part: slice, out: np.ndarray) -> None:
+        """No row is ignored."""
+
+    def _coefficients(self, part: slice) -> np.ndarray:
         coefficients = np.multiply(self.target[part], self.keep, dtype=self.dtype, casting="unsafe")
         if self.smooth:
             coefficients += self.smooth
         if self.weights is not None:
             coefficients *= self.weights
-        return _sums(coefficients * z), _sums(coefficients), coefficients
-
-    def subtract(self, part: slice, out: np.ndarray, coefficients: np.ndarray, count: np.floating | None) -> None:
-        out -= coefficients if count is None else coefficients / count
-
-    def leave_out(self, part: slice, out: np.ndarray) -> None:
-        """No row is ignored."""
+        return coefficients
 
 
 def _rows(classes: int, dtype: np.dtype) -> int:
@@ -183,6 +193,7 @@ def _checked(target: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarra
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"softmax_cross_entropy: class index {int(target[row])} in row {row} is out of range for {classes} classes"
+            f"softmax_cross_entropy: class index {int(target[row])} in row {row} is out of range "
+            f"for {classes} classes"
         )
     return np.where(ignored, 0, target).astype(np.intp)

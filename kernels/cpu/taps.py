@@ -1,7 +1,7 @@
 """Pooling of planes (planes, H, W) tap by tap on strided views.
 
-This is exact for NaN and for windows of nothing but -inf, and does not mind large strides; `windows` is faster on
-everything else.
+This is exact for NaN and for windows of nothing but -inf, and does not mind large strides; `windows` is
+faster on everything else.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The windows of pooling as runs of memory.
 
-The padded planes of a piece are split into phases: the rows and columns whose position is r, c modulo the stride. In
-its phase, what one tap of the window sees from all outputs of all planes is a single contiguous run, shifted by some
-rows and columns. So each tap is one NumPy call over long runs, whatever the stride, padding and dilation.
+The padded planes of a piece are split into phases: the rows and columns whose position is r, c modulo the
+stride. In its phase, what one tap of the window sees from all outputs of all planes is a single contiguous
+run, shifted by some rows and columns. So each tap is one NumPy call over long runs, whatever the stride,
+padding and dilation.
 
-Runs have the pitch of a phase, (hq, qp) a plane, which is larger than (P, Q) where windows overlap. What is past P and
-Q has no meaning.
+Runs have the pitch of a phase, (hq, qp) a plane, which is larger than (P, Q) where windows overlap. What is
+past P and Q has no meaning.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Windows:
             pad > 0 or (count - 1) * step + (taps - 1) * gap >= size
             for size, count, taps, step, pad, gap in zip(*window, strict=True)
         )
-        self.planes = max(1, _PIECE_BYTES // (self.stride[0] * self.stride[1] * self.hq * self.qp * dtype.itemsize))
+        self.planes = max(
+            1, _PIECE_BYTES // (self.stride[0] * self.stride[1] * self.hq * self.qp * dtype.itemsize)
+        )
 
     def rows(self, planes: int, fill: float) -> np.ndarray:
         """Memory for `split` and `merge`: (stride, planes, hq, qp * stride)."""
@@ -47,15 +50,15 @@ class Windows:
         step = self.stride[1]
         phases = np.empty((step, self.stride[0], rows[0].size // step), self.dtype)
         for column in range(step):
-            np.copyto(phases[column].reshape(rows.shape[:-1] + (self.qp,)), rows[..., column::step])
+            np.copyto(phases[column].reshape((*rows.shape[:-1], self.qp)), rows[..., column::step])
         return phases
 
     def merge(self, phases: list[np.ndarray | None], dx: np.ndarray, rows: np.ndarray) -> None:
         """Write column phases (row phase, planes * hq * qp) to dx, zero where there is none."""
         rows = rows[:, : len(dx)]
-        for column, phase in enumerate(phases):
+        for column, values in enumerate(phases):
             target = rows[..., column :: self.stride[1]]
-            np.copyto(target, 0 if phase is None else phase.reshape(target.shape))
+            np.copyto(target, 0 if values is None else values.reshape(target.shape))
         covered = [min(n, count * step - pad) for n, count, step, pad in self._extents()]
         dx[:, covered[0] :] = 0
         dx[:, :, covered[1] :] = 0
