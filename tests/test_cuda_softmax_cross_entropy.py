@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
 import pytest
 
 from adjoint.kernels import cpu
-from adjoint.kernels.cuda import softmax_cross_entropy as module
-from adjoint.kernels.cuda.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_scale
+from adjoint.kernels.cuda import softmax_cross_entropy, softmax_cross_entropy_scale
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -19,6 +19,9 @@ from cuda_on_host import (
     run_under_sanitizers,
     sanitizing,
 )
+
+# The package has a function of the same name.
+module = import_module("adjoint.kernels.cuda.softmax_cross_entropy")
 
 cuda_device = device_fixture()
 
