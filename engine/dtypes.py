@@ -92,6 +92,7 @@ def result_type(*operands: Any) -> np.dtype:
     is higher than what was decided before them, and a Python float then means the default dtype.
     """
     best: list[np.dtype | None] = [None, None, None]
+    dtype: np.dtype | None
     for operand in operands:
         if isinstance(operand, bool):
             rank, dtype = 2, bool_
@@ -102,8 +103,8 @@ def result_type(*operands: Any) -> np.dtype:
         else:
             rank, dtype = (0 if operand.ndim else 1), operand.dtype
         known = best[rank]
-        best[rank] = dtype if known is None else promote_types(known, dtype)
-    result = None
+        best[rank] = dtype if known is None else promote_types(known, dtype)  # type: ignore[arg-type]
+    result: np.dtype | None = None
     for dtype in best:
         if dtype is not None and (result is None or _CATEGORY[dtype] > _CATEGORY[result]):
             result = dtype

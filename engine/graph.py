@@ -123,7 +123,7 @@ def _step(node: Operation, grads: list[Tensor | None], route: _Route | None) -> 
         edges = [edge if edge is not None and edge.node in route.leading else None for edge in edges]
         node.needs_input_grad = [edge is not None for edge in edges]
     try:
-        inputs = node.backward(*grads)  # type: ignore[arg-type]
+        inputs = node.backward(*grads)
     finally:
         node.needs_input_grad = needed
     if type(inputs) is not tuple:

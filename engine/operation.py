@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Edge(NamedTuple):
     """Where the gradient of a tensor goes: an output of a node, and the shape and dtype that it must have there."""
 
     node: Operation
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of that name
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -59,7 +59,7 @@ class Saved(NamedTuple):
     """What a node keeps of a tensor: its array, where its gradient goes, and its version when it was saved."""
 
     array: Any
-    edge: Edge | None
+    edge: Any  # an Edge or None; for an output of the node itself its index
     versions: list[int]
     version: int
 
@@ -85,11 +85,16 @@ class Operation:
     outputs: list[tuple[tuple[int, ...], np.dtype] | None] | None  # of several: shape and dtype, None if no tensor
     saved_entries: Any  # a list, None when freed; of a checkpoint an iterable that fills it again
 
-    def forward(ctx, *arrays: Any) -> Any:
+    if TYPE_CHECKING:  # the settings of an operation, and what forward notes for backward
+
+        def __getattr__(ctx, name: str) -> Any: ...
+        def __setattr__(ctx, name: str, value: Any) -> None: ...
+
+    def forward(ctx, *arrays: Any, **_: Any) -> Any:
         """Compute the output array, or a tuple of them, without changing the arrays given."""
         raise NotImplementedError(f"{type(ctx).__name__}.forward")
 
-    def backward(ctx, *grads: Tensor) -> Any:
+    def backward(ctx, *grads: Any, **_: Any) -> Any:
         """Turn the gradients of the outputs into those of the inputs."""
         raise NotImplementedError(f"{type(ctx).__name__}.backward")
 
@@ -185,7 +190,8 @@ class Operation:
         recorded = cls.differentiable and mode.grad and edges.count(None) != len(edges)
         ctx.edges = edges
         ctx.needs_input_grad = [edge is not None for edge in edges] if recorded else _NOTHING_NEEDED
-        ctx.saved_entries = kept = []
+        kept: list[Any] = []
+        ctx.saved_entries = kept
         if cls.promotes:
             arrays = promote(cls, arrays)
         result = ctx.forward(*arrays)

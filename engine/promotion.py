@@ -36,7 +36,7 @@ def promote(operation: type, arrays: list[Any]) -> list[Any]:
 
 def on_one_device(name: str, values: list[Any]) -> list[Any]:
     """`values` with 0-d CPU arrays moved to the device of the others; an error where arrays live on several."""
-    devices = {device_of(value) for value in values if is_array(value) and value.ndim}
+    devices: set[Any] = {device_of(value) for value in values if is_array(value) and value.ndim}
     devices = devices or {device_of(value) for value in values if is_array(value)}
     if len(devices) > 1:
         places = ", ".join(sorted(str(device) for device in devices))

@@ -62,7 +62,7 @@ def neg(input: Any) -> Tensor:
     return Neg.apply(input)
 
 
-Tensor.__neg__ = neg  # type: ignore[attr-defined]
+Tensor.__neg__ = neg  # type: ignore[method-assign]
 
 
 class Mul(Operation):
@@ -267,7 +267,7 @@ Tensor.where = _where_method  # type: ignore[attr-defined]  # the method's first
 
 
 def _comparison(name: str, operator: str, doc: str, compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tensor]:
-    operation = type(
+    operation: Any = type(
         name.title(),
         (Operation,),
         {"promotes": True, "differentiable": False, "forward": lambda ctx, a, b: compute(a, b), "__doc__": doc},

@@ -212,7 +212,7 @@ def arange(
 ) -> Tensor:
     """start, start + step, … up to `end`, which is left out: int64 for integers, else the default dtype."""
     first, last = (0, start) if end is None else (start, end)
-    first, last, step = (x.item() if isinstance(x, Tensor) or is_array(x) else x for x in (first, last, step))
+    first, last, step = (x.item() if hasattr(x, "item") else x for x in (first, last, step))
     if step == 0 or not math.isfinite(last - first) or (last - first) * step < 0:
         raise ValueError(f"arange: a step of {step} does not lead from {first} to {last}")
     whole = all(isinstance(x, int) for x in (first, last, step))

@@ -94,7 +94,7 @@ def unary(
         assert derivative is not None
         return derivative(grad, ctx.saved[0])
 
-    operation = type(
+    operation: Any = type(
         name.title().replace("_", ""),
         (Operation,),
         {

@@ -160,8 +160,8 @@ def _trimmed(value: Tensor, ndim: int) -> Tensor:
     return value.reshape(value.shape[value.ndim - ndim :]) if value.ndim > ndim else value
 
 
-Tensor.__getitem__ = getitem  # type: ignore[attr-defined]
-Tensor.__setitem__ = setitem  # type: ignore[attr-defined]
+Tensor.__getitem__ = getitem  # type: ignore[method-assign]
+Tensor.__setitem__ = setitem  # type: ignore[method-assign]
 
 
 @public(inplace=True)

@@ -30,7 +30,7 @@ def _binary(
         return compute(a, b)
 
     members = {"__doc__": doc, "promotes": True, "differentiable": False, "forward": forward}
-    operation = type(name.title().replace("_", ""), (Operation,), members)
+    operation: Any = type(name.title().replace("_", ""), (Operation,), members)
 
     def function(input: Any, other: Any) -> Tensor:
         return operation.apply(input, other)
@@ -65,7 +65,7 @@ def bitwise_not(input: Tensor) -> Tensor:
     return BitwiseNot.apply(input)
 
 
-Tensor.__invert__ = bitwise_not  # type: ignore[attr-defined]
+Tensor.__invert__ = bitwise_not  # type: ignore[method-assign]
 
 
 class Isclose(Operation):
