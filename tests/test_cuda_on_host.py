@@ -17,6 +17,7 @@ from cuda_on_host import (
     HostLauncher,
     device_fixture,
     installed,
+    list_kernels,
     needs_compiler,
     run_under_sanitizers,
     sanitizing,
@@ -25,6 +26,21 @@ from cuda_on_host import (
 FOLDER = Path(__file__).parent / "cuda_on_host"
 AFFINE = np.dtype([("scale", np.float32), ("offset", np.int64)], align=True)
 FLOATS = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+
+NAMES = [
+    *(f"affine<{launch.c_type(dtype)}>" for dtype in FLOATS),
+    *(
+        "convert<float, float16>",
+        "convert<float, bfloat16>",
+        "convert<float16, float>",
+        "convert<bfloat16, float>",
+    ),
+    *("optional", "block_sums", "reverse_rows", "warp_functions", "where_am_i", "uninitialized_shared"),
+    *("missing_barrier", "missing_barrier_hidden_by_order", "divergent_barrier", "barriers_at_two_places"),
+    *("shuffle_without_all_lanes", "write_beyond_array", "write_beyond_shared"),
+    *("write_beyond_shared_of_template<float>", "read_beyond_dynamic_shared", "signed_overflow"),
+]
+list_kernels([launch.Kernel("checks.cu", name, FOLDER) for name in NAMES])
 
 cuda_device = device_fixture()
 
@@ -137,6 +153,14 @@ def test_a_missing_barrier_shows():
     with installed(HostLauncher(seed=1)):
         run("missing_barrier_hidden_by_order", (1,), (64,), x + 1, y)
         assert (y != x[np.arange(64) // 2] + 1).any()
+
+
+@needs_compiler
+def test_a_block_does_not_find_what_another_left_in_shared_memory():
+    y = np.zeros(64, np.float32)
+    with installed(HostLauncher()):
+        run("uninitialized_shared", (2,), (32,), y)
+    assert (y[:32] == 1).all() and np.isnan(y[32:]).all()
 
 
 @needs_compiler

@@ -327,7 +327,7 @@ def _pairs_split(**fields: Any) -> dict[str, int]:
     """The fields with each pair `name` made into `name_h` and `name_w`."""
     split: dict[str, int] = {}
     for name, value in fields.items():
-        if isinstance(value, Sequence):
+        if isinstance(value, (tuple, list)):
             split[f"{name}_h"], split[f"{name}_w"] = value
         else:
             split[name] = value

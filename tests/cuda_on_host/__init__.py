@@ -18,7 +18,7 @@ import pytest
 
 from adjoint.kernels.cuda import launch
 
-from .host_launcher import CudaOnHostError, HostLauncher, build_all, compiler
+from .host_launcher import CudaOnHostError, HostLauncher, build_all, compiler, list_kernels
 
 __all__ = [
     "CudaOnHostError",
@@ -27,6 +27,7 @@ __all__ = [
     "build_all",
     "device_fixture",
     "installed",
+    "list_kernels",
     "needs_compiler",
     "run_under_sanitizers",
     "sanitizing",

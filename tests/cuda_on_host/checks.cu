@@ -61,6 +61,14 @@ __global__ void where_am_i(int* y) {
 
 // ---- mistakes
 
+__global__ void uninitialized_shared(float* y) {
+    __shared__ float sums[32];
+    if (blockIdx.x == 0) sums[threadIdx.x] = 0;
+    __syncthreads();
+    sums[threadIdx.x] += 1;
+    y[global_index()] = sums[threadIdx.x];
+}
+
 __global__ void missing_barrier(const int* x, int* y) {
     __shared__ int row[64];
     row[threadIdx.x] = x[threadIdx.x];

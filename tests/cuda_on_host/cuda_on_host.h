@@ -17,7 +17,7 @@
 #define __device__
 #define __host__
 #define __constant__ static const
-#define __shared__ static
+#define __shared__ static CUDA_ON_HOST_SHARED
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))

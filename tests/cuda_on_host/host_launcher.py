@@ -106,12 +106,25 @@ def build_all(kernels: Sequence[Kernel], flags: tuple[str, ...]) -> None:
         list(pool.map(lambda library: _build(library, flags), libraries))
 
 
+_listed_by_tests: list[Kernel] = []
+
+
+def list_kernels(kernels: Sequence[Kernel]) -> None:
+    """Say which kernels a test's own source has, so that they are built together, not one by one."""
+    _listed_by_tests.extend(kernel for kernel in kernels if kernel not in _listed_by_tests)
+
+
+def _of_same_source(kernel: Kernel) -> list[Kernel]:
+    known = [*all_variants(), *_listed_by_tests]
+    return [other for other in known if (other.folder, other.source) == (kernel.folder, kernel.source)]
+
+
 def _library_of(kernel: Kernel) -> tuple[Kernel, ...]:
     """The kernels that are built together with this one."""
-    if kernel.folder != SOURCE_FOLDER:
-        return (kernel,)
-    listed = [other for other in all_variants() if other.source == kernel.source]
+    listed = _of_same_source(kernel)
     if kernel not in listed:
+        if kernel.folder != SOURCE_FOLDER:
+            return (kernel,)
         raise LookupError(f"{kernel} is launched but not listed in its module's VARIANTS")
     start = listed.index(kernel) // VARIANTS_PER_LIBRARY * VARIANTS_PER_LIBRARY
     return tuple(listed[start : start + VARIANTS_PER_LIBRARY])
@@ -120,16 +133,15 @@ def _library_of(kernel: Kernel) -> tuple[Kernel, ...]:
 @cache
 def _entry(kernel: Kernel, flags: tuple[str, ...]) -> _Entry:
     kernels = _library_of(kernel)
-    if kernel.folder == SOURCE_FOLDER:
-        _build_source(kernel.source, flags)
+    _build_source(tuple(_of_same_source(kernel)), flags)
     library, lock = _loaded(kernels, flags)
     return _Entry(library, kernels.index(kernel), lock)
 
 
 @cache
-def _build_source(source: str, flags: tuple[str, ...]) -> None:
-    """Whoever launches one variant of a source launches others: build them side by side."""
-    build_all([kernel for kernel in all_variants() if kernel.source == source], flags)
+def _build_source(kernels: tuple[Kernel, ...], flags: tuple[str, ...]) -> None:
+    """Whoever launches one kernel of a source launches others: build their libraries side by side."""
+    build_all(kernels, flags)
 
 
 @cache
