@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import Tensor
+from ..engine.tensor import wrap
 
 
 class Parameter(Tensor):
@@ -17,7 +18,7 @@ class Parameter(Tensor):
         self.requires_grad = requires_grad
 
     def __repr__(self) -> str:
-        return f"Parameter containing:\n{super().__repr__()}"
+        return f"Parameter containing:\n{wrap(self._data, self._edge)!r}"
 
 
 class Buffer(Tensor):

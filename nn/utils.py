@@ -27,7 +27,7 @@ def clip_grad_norm_(
 ) -> Tensor:
     """Scale all gradients so that their norm, taken together, is at most `max_norm`; returns the norm before.
 
-    On a GPU nothing waits unless `error_if_nonfinite`.
+    The norm of half types is float32. On a GPU nothing waits unless `error_if_nonfinite`.
     """
     order = float(norm_type)
     if not order > 0:
@@ -36,8 +36,8 @@ def clip_grad_norm_(
     if not gradients:
         return wrap(np.zeros((), np.float32))
     module, device = array_module(gradients[0]._data), gradients[0].device
-    norms = module.stack([transfer(_norm(gradient._data, order), device) for gradient in gradients])
-    total = _norm(norms, order)
+    norms = module.stack([transfer(_norm(module, gradient._data, order), device) for gradient in gradients])
+    total = _norm(module, norms, order)
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise RuntimeError(
             f"clip_grad_norm_: the norm of the gradients is {total.item()}; nothing was changed"
@@ -47,15 +47,14 @@ def clip_grad_norm_(
         array = gradient._data
         np.multiply(array, transfer(module.asarray(factor), gradient.device), out=array, casting="unsafe")
         gradient._versions[0] += 1
-    return wrap(module.asarray(total).astype(gradients[0].dtype))
+    return wrap(total)
 
 
-def _norm(array: Any, order: float) -> Any:
+def _norm(module: Any, array: Any, order: float) -> Any:
     """The norm of all elements as a 0-d array; halves in float32."""
-    flat = array.astype(np.float32) if is_half(array.dtype) else array
-    flat, module = flat.reshape(-1), array_module(array)
+    flat = (array.astype(np.float32) if is_half(array.dtype) else array).reshape(-1)
     if order == 2:
-        return module.sqrt(module.asarray(module.dot(flat, flat)))
+        return module.asarray(module.sqrt(module.dot(flat, flat)))
     flat = abs(flat)
     if order == math.inf:
         return module.asarray(flat.max() if flat.size else flat.sum())

@@ -314,7 +314,7 @@ class Module(Hooked):
     # ---- state
 
     def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by full name, detached unless `keep_vars`."""
+        """Parameters and persistent buffers by full name; detached unless `keep_vars`, memory is shared."""
         tensors = own_tensors(self, prefix)
         return tensors if keep_vars else {name: tensor.detach() for name, tensor in tensors.items()}
 
@@ -323,8 +323,8 @@ class Module(Hooked):
     ) -> IncompatibleKeys:
         """Copy tensors or arrays, by full name, into the parameters and buffers, whose dtype and device stay.
 
-        `assign` puts the given arrays in their place instead. Keys that are missing or unexpected (when `strict`)
-        and shapes that differ are listed in one RuntimeError, and then nothing has changed.
+        `assign` puts the given arrays in their place. Keys that are missing or unexpected (when `strict`) and
+        shapes that differ are listed in one RuntimeError, and then nothing has changed.
         """
         return load(self, state_dict, strict, assign)
 

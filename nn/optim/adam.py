@@ -77,7 +77,7 @@ class Adam(Optimizer):
             np.multiply(v, beta2, v)
             np.add(v, work, v)
             if group["amsgrad"]:
-                v = np.maximum(rest[0], v, rest[0])
+                v = np.maximum(rest[0], v, out=rest[0])
             np.sqrt(v, work)
             np.add(work, eps, work)
             np.divide(m, work, work)
