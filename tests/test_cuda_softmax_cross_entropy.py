@@ -205,6 +205,7 @@ EXTREMES = {
     "large": [1e4, -1e4, 1e4, 0.0, -1e4, 9999.0],
     "equal": [1e4, 1e4, 1e4, 1e4, 1e4, 1e4],
     "minus infinity": [-np.inf, 2.0, -np.inf, 1.0, -np.inf, 0.0],
+    "minus infinity, low": [-np.inf, -9000.0, -np.inf, -9001.0, -np.inf, -9000.0],
     "only minus infinity": [-np.inf] * 6,
     "infinity": [np.inf, 1.0, 2.0, 3.0, 4.0, 5.0],
     "nan": [1.0, np.nan, 2.0, 3.0, 4.0, 5.0],

@@ -86,10 +86,13 @@ __device__ void store(Columns<VECTOR> columns, T* row, int step, const Accumulat
 
 // What has been seen of a row, relative to the largest logit so far.
 template <class A, bool SPREAD> struct Softmax {
-    A most = -infinity<A>();
-    A sum = 0;   // of exp(x - most)
-    A mass = 0;  // of the spread a
-    A dot = 0;   // of the spread a (x - most)
+    A most;
+    A sum;   // of exp(x - most)
+    A mass;  // of the spread a
+    A dot;   // of the spread a (x - most)
+
+    // No constructor: shared memory holds these.
+    __device__ static Softmax nothing() { return {-infinity<A>(), 0, 0, 0}; }
 
     // While there is nothing but -inf, differences are taken from 0, which keeps NaN away.
     __device__ A reference() const { return most == -infinity<A>() ? A(0) : most; }
@@ -116,7 +119,7 @@ template <class A, bool SPREAD> struct Softmax {
     }
 
     __device__ void exchange(int distance) {
-        Softmax other;
+        Softmax other = nothing();
         other.most = __shfl_xor_sync(kFullWarp, most, distance);
         other.sum = __shfl_xor_sync(kFullWarp, sum, distance);
         if (SPREAD) {
@@ -137,7 +140,7 @@ template <class S> __device__ S merge_row(S seen, S* of_warps) {
     of_warps += threadIdx.y * warps;
     if (lane == 0) of_warps[threadIdx.x / kWarpSize] = seen;
     __syncthreads();
-    seen = lane < warps ? of_warps[lane] : S();
+    seen = lane < warps ? of_warps[lane] : S::nothing();
     for (int d = kWarpSize / 2; d > 0; d /= 2) seen.exchange(d);
     __syncthreads();  // before the next row's are written
     return seen;
@@ -288,10 +291,10 @@ __global__ void __launch_bounds__(kRowBlock, 1) softmax_cross_entropy_rows(
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) packs[step] = load(columns, row, step, narrow<T>(-infinity<A>()));
         A x[kSteps][kVector<T>];
-        Softmax<A, SPREAD> seen;
+        auto seen = Softmax<A, SPREAD>::nothing();
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) seen.most = widened(packs[step], seen.most, x[step]);
-        const A reference = seen.reference();
+        const A own_most = seen.most;
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) of.see(seen, columns, step, x[step]);
         seen = merge_row(seen, of_warps);
@@ -301,7 +304,7 @@ __global__ void __launch_bounds__(kRowBlock, 1) softmax_cross_entropy_rows(
         columns.count = of.exists ? loss.classes : 0;
         // The same number, which hides that these are the places of the loads: kept since then, they would make x spill.
         columns.stride = __shfl_sync(kFullWarp, columns.stride, 0);
-        const A factor = of.factor(seen, scale) * exp(reference - seen.reference());
+        const A factor = of.factor(seen, scale) * (own_most == -infinity<A>() ? A(1) : exp(own_most - seen.most));
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             of.store_gradient(columns, grad + of.at * loss.classes, step, factor, scale, x[step]);
@@ -325,7 +328,7 @@ __global__ void __launch_bounds__(kRowBlock, 1) softmax_cross_entropy_long_rows(
         const T* row = logits + first * loss.classes;
         const Columns<kVector<T>> columns(row, loss.classes);
         A x[kVector<T>];
-        Softmax<A, SPREAD> seen;
+        auto seen = Softmax<A, SPREAD>::nothing();
         for (int step = 0; of.counts && columns.at(step) < loss.classes; ++step) {
             const Pack<T, kVector<T>> pack = load(columns, row, step, narrow<T>(-infinity<A>()));
             seen.raise(widened(pack, seen.most, x));
