@@ -23,7 +23,7 @@ class Device:
 
     def __init__(self, type: str | Device, index: int | None = None) -> None:
         if isinstance(type, Device):
-            type, index = type.type, type.index
+            index, type = type.index, type.type
         name, colon, number = str(type).partition(":")
         if colon and number.isdigit() and index is None:
             index = int(number)

@@ -103,7 +103,7 @@ def result_type(*operands: Any) -> np.dtype:
         else:
             rank, dtype = (0 if operand.ndim else 1), operand.dtype
         known = best[rank]
-        best[rank] = dtype if known is None else promote_types(known, dtype)  # type: ignore[arg-type]
+        best[rank] = dtype if known is None else promote_types(known, dtype)
     result: np.dtype | None = None
     for dtype in best:
         if dtype is not None and (result is None or _CATEGORY[dtype] > _CATEGORY[result]):

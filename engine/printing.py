@@ -57,7 +57,7 @@ def _edges(array: Any) -> Any:
 
 
 def _formatter(array: np.ndarray) -> Callable[[Any], str]:
-    """One way of writing for all elements: whole numbers as `1.`, others with 4 digits, or with an exponent."""
+    """One way of writing for all elements: whole numbers as `1.`, others with 4 digits or an exponent."""
     if array.dtype.kind in "iub":
         width = max(len(str(value)) for value in array.ravel().tolist())
         return lambda value: str(value).rjust(width)

@@ -41,7 +41,10 @@ def on_one_device(name: str, values: list[Any]) -> list[Any]:
     if len(devices) > 1:
         places = ", ".join(sorted(str(device) for device in devices))
         raise RuntimeError(f"{name}: expected all tensors on one device, got {places}")
-    return [transfer(value, device) if is_array(value) else value for value in values for device in devices or (None,)]
+    if not devices:
+        return values
+    (device,) = devices
+    return [transfer(value, device) if is_array(value) else value for value in values]
 
 
 def _plain(name: str, value: Any) -> Any:

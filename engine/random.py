@@ -1,4 +1,4 @@
-"""Generators of random numbers: one for each device by default, each with a state that can be kept and put back."""
+"""Generators of random numbers: one for each device by default."""
 
 from __future__ import annotations
 

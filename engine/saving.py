@@ -32,7 +32,7 @@ _DTYPES = {
 def save(tensors: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write named tensors or arrays to a safetensors file, as `load` and other libraries read it.
 
-    The file is written beside its place and then moved there, so that one of that name stays whole if writing fails.
+    The file is written beside its place and then moved there: an older one stays whole if writing fails.
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"save: expected a dict of names and tensors, got {type(tensors).__name__}")

@@ -1,8 +1,8 @@
-"""Sample inputs of every operation: one table, which the tests run forward, backward, twice backward, in every dtype.
+"""Sample inputs of every operation: one table, which the tests run forward, backward and twice backward.
 
-In a row's arguments a float64 array is an input that may carry a gradient, an integer or bool array becomes a tensor
-without one, and anything else is passed as it is. The reference is PyTorch's function of the same name unless the row
-says otherwise; where PyTorch is not installed, NumPy's under the name in `numpy`.
+In a row's arguments a float64 array is an input that may carry a gradient, an integer or bool array becomes a
+tensor without one, and anything else is passed as it is. The reference is PyTorch's function of the same name
+unless the row says otherwise; where PyTorch is not installed, NumPy's under the name in `numpy`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Sample:
     @property
     def id(self) -> str:
         """A name for the row from what it is called with."""
-        return "-".join([self.name, *(_short(arg) for arg in self.args), *map(str, self.settings.values()), self.note])
+        return "-".join([self.name, *(_short(arg) for arg in self.args), *map(str, self.settings.values()),
+        self.note])
 
 
 def _short(value: Any) -> str:
@@ -71,7 +72,8 @@ def mask(*shape: int) -> np.ndarray:
     return values
 
 
-PAIRS = [((3, 4), (3, 4)), ((3, 4), (4,)), ((1, 3), (2, 4, 3)), ((2, 1), (1, 3)), ((), (2, 3)), ((0, 3), (1, 3)), ((), ())]
+PAIRS = [((3, 4), (3, 4)), ((3, 4), (4,)), ((1, 3), (2, 4, 3)), ((2, 1), (1, 3)), ((), (2, 3)), ((0, 3), (1,
+3)), ((), ())]
 SHAPES = [(), (0, 3), (5,), (2, 3, 4)]
 
 samples: list[Sample] = []
@@ -88,8 +90,10 @@ def row(name: str, *args: Any, **options: Any) -> None:
 
 _UNARY: dict[str, tuple[Callable[..., np.ndarray], str | None]] = {
     "abs": (distinct, "abs"), "acos": (lambda *s: between(-0.9, 0.9, *s), "arccos"),
-    "acosh": (lambda *s: between(1.2, 3, *s), "arccosh"), "asin": (lambda *s: between(-0.9, 0.9, *s), "arcsin"),
-    "asinh": (normal, "arcsinh"), "atan": (normal, "arctan"), "atanh": (lambda *s: between(-0.9, 0.9, *s), "arctanh"),
+    "acosh": (lambda *s: between(1.2, 3, *s), "arccosh"), "asin": (lambda *s: between(-0.9, 0.9, *s),
+    "arcsin"),
+    "asinh": (normal, "arcsinh"), "atan": (normal, "arctan"), "atanh": (lambda *s: between(-0.9, 0.9, *s),
+    "arctanh"),
     "cos": (normal, "cos"), "cosh": (normal, "cosh"), "exp": (normal, "exp"), "exp2": (normal, "exp2"),
     "expm1": (normal, "expm1"), "log": (lambda *s: between(0.2, 3, *s), "log"),
     "log10": (lambda *s: between(0.2, 3, *s), "log10"), "log1p": (lambda *s: between(-0.5, 3, *s), "log1p"),
@@ -104,7 +108,8 @@ for _name, (_make, _numpy) in _UNARY.items():
         row(_name, _make(*_shape), numpy=_numpy)
 row("sigmoid", np.array([-1000.0, -20.0, 20.0, 1000.0]), note="large", halves=False)
 row("tanh", np.array([-300.0, 300.0]), note="large", halves=False)
-for _name, _numpy in {"ceil": "ceil", "floor": "floor", "trunc": "trunc", "sign": "sign", "round": "round"}.items():
+for _name, _numpy in {"ceil": "ceil", "floor": "floor", "trunc": "trunc", "sign": "sign",
+"round": "round"}.items():
     row(_name, distinct(3, 4), numpy=_numpy)
 row("round", normal(3, 4), decimals=1, halves=False)
 for _name in ("isnan", "isinf", "isfinite", "logical_not"):
@@ -117,7 +122,8 @@ row("clamp", distinct(3, 4), distinct(4) - 0.1, distinct(3, 1) + 0.1)
 
 # ---- elementwise, two arguments
 
-for _name, _numpy in {"add": "add", "sub": "subtract", "mul": "multiply", "maximum": "maximum", "minimum": "minimum",
+for _name, _numpy in {"add": "add", "sub": "subtract", "mul": "multiply", "maximum": "maximum",
+"minimum": "minimum",
                       "logaddexp": "logaddexp"}.items():  # fmt: skip
     for _a, _b in PAIRS:
         row(_name, distinct(*_a), distinct(*_b) + 0.11, numpy=_numpy)
@@ -149,9 +155,11 @@ for _name in ("logical_and", "logical_or", "logical_xor"):
 for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
     row(_name, whole(-8, 8, 5), whole(-8, 8, 5), numpy=_name, differentiable=False)
     row(_name, mask(3, 1), mask(4), numpy=_name, differentiable=False)
-row("isclose", np.array([1.0, 1.0, np.nan, np.inf]), np.array([1.0 + 1e-7, 1.1, np.nan, np.inf]), differentiable=False,
+row("isclose", np.array([1.0, 1.0, np.nan, np.inf]), np.array([1.0 + 1e-7, 1.1, np.nan, np.inf]),
+    differentiable=False,
     halves=False)  # fmt: skip
-row("isclose", np.array([1.0, np.nan]), np.array([1.2, np.nan]), rtol=0.5, equal_nan=True, differentiable=False)
+row("isclose", np.array([1.0, np.nan]), np.array([1.2, np.nan]), rtol=0.5, equal_nan=True,
+    differentiable=False)
 row("allclose", np.array([1.0, 2.0]), np.array([1.0, 2.1]), differentiable=False)
 row("allclose", np.array([1.0, 2.0]), np.array([1.0, 2.1]), rtol=0.1, differentiable=False)
 row("equal", normal(3), normal(3), differentiable=False)
@@ -181,7 +189,8 @@ row("sum", normal(3, 4) + 1e4, dim=1, note="offset", halves=False)
 row("var", normal(40) + 1e4, note="offset", halves=False)
 row("var", normal(3, 4), dim=1, correction=0, tolerance=4)
 row("std", normal(3, 4), dim=1, unbiased=False, tolerance=4)
-row("std", np.full((3,), 2.0), note="flat", reference=lambda torch, x: torch.std(x), twice=False, differentiable=False)
+row("std", np.full((3,), 2.0), note="flat", reference=lambda torch, x: torch.std(x), twice=False,
+    differentiable=False)
 row("var_mean", normal(3, 4), dim=1, tolerance=4)
 row("std_mean", normal(3, 4), dim=1, tolerance=4)
 row("prod", between(0.5, 2, 3, 4), 1)
@@ -202,7 +211,8 @@ for _name in ("max", "min"):
     row(_name, distinct(3, 4), 0, keepdim=True)
 for _name in ("argmax", "argmin"):
     row(_name, distinct(3, 4), numpy=_name, differentiable=False)
-    row(_name, np.array([[2.0, 2.0, 1.0], [np.nan, 3.0, 3.0]]), 1, keepdim=True, differentiable=False, note="ties")
+    row(_name, np.array([[2.0, 2.0, 1.0], [np.nan, 3.0, 3.0]]), 1, keepdim=True, differentiable=False,
+        note="ties")
 row("median", distinct(3, 5), 1)
 row("median", distinct(3, 4))
 row("median", np.array([1.0, np.nan, 0.0]), 0, note="nan", differentiable=False)
@@ -279,7 +289,8 @@ row("gather", normal(3, 4), 0, whole(0, 3, 1, 4))
 row("take_along_dim", normal(3, 4), whole(0, 4, 1, 2), 1)
 row("take_along_dim", normal(3, 4), whole(0, 12, 5))
 row("scatter", normal(3, 4), 1, np.array([[0, 2], [3, 1]]), normal(2, 2))
-row("scatter", normal(3, 4), 0, whole(0, 3, 1, 4), value=1.5, reference=lambda t, x, d, i, value: x.scatter(d, i, value))
+row("scatter", normal(3, 4), 0, whole(0, 3, 1, 4), value=1.5, reference=lambda t, x, d, i,
+    value: x.scatter(d, i, value))
 row("scatter", normal(3, 4), 1, whole(0, 4, 3, 5), normal(3, 5), reduce="add",
     reference=lambda torch, x, dim, index, source, reduce: x.scatter_add(dim, index, source))  # fmt: skip
 row("scatter_add", normal(3, 4), 1, whole(0, 4, 3, 5), normal(3, 5))
@@ -327,8 +338,10 @@ row("unique", whole(0, 3, 3, 4), return_inverse=True, return_counts=True, differ
 
 # ---- products
 
-for _a, _b in [((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 4)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
-               ((5, 1, 2, 3), (4, 3, 2)), ((3,), (5, 3, 2)), ((5, 2, 3), (3,)), ((0, 3), (3, 2)), ((2, 0), (0, 3))]:  # fmt: skip
+for _a, _b in [((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 4)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 4)), ((2, 3),
+    (5, 3, 4)),
+               ((5, 1, 2, 3), (4, 3, 2)), ((3,), (5, 3, 2)), ((5, 2, 3), (3,)), ((0, 3), (3, 2)), ((2, 0),
+                   (0, 3))]:  # fmt: skip
     row("matmul", normal(*_a), normal(*_b), numpy="matmul", tolerance=2)
 row("mm", normal(2, 3), normal(3, 4), numpy="matmul", tolerance=2)
 row("bmm", normal(5, 2, 3), normal(5, 3, 4), numpy="matmul", tolerance=2)
@@ -342,7 +355,8 @@ for _shape in [(2, 3), (3,), (4, 2, 3), (0, 3)]:
     row("linear", normal(*_shape), normal(5, 3), normal(5), **_LINEAR)
 row("linear", normal(2, 3), normal(5, 3), **_LINEAR)
 for _equation, *_shapes in [
-    ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)), ("...ij,jk->...k", (2, 3, 4), (4, 5)), ("ij,jk,kl", (2, 3), (3, 4), (4, 2)),
+    ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)), ("...ij,jk->...k", (2, 3, 4), (4, 5)), ("ij,jk,kl", (2, 3), (3,
+        4), (4, 2)),
     ("iij->j", (3, 3, 2)), ("ij,ij->ij", (1, 3), (2, 3)), ("i,j->", (2,), (3,)), ("ii,i->i", (3, 3), (3,)),
     ("ij->ji", (2, 3)), ("bi,bi->b", (2, 3), (2, 3)),
 ]:  # fmt: skip

@@ -38,8 +38,10 @@ def test_constants_are_those_of_pytorch(dtype: str | None) -> None:
     theirs = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     ours = {} if dtype is None else {"dtype": dtype}
     for name, args in [
-        ("zeros", (2, 3)), ("zeros", ((2, 3),)), ("ones", (2,)), ("ones", ((),)), ("full", ((2, 3), 1)), ("full", ((2,), 2.5)),
-        ("full", ((2,), True)), ("arange", (5,)), ("arange", (2, 8, 3)), ("arange", (5, 1, -2)), ("arange", (0, 1, 0.25)),
+        ("zeros", (2, 3)), ("zeros", ((2, 3),)), ("ones", (2,)), ("ones", ((),)), ("full", ((2, 3), 1)),
+        ("full", ((2,), 2.5)),
+        ("full", ((2,), True)), ("arange", (5,)), ("arange", (2, 8, 3)), ("arange", (5, 1, -2)), ("arange",
+            (0, 1, 0.25)),
         ("arange", (1.5,)), ("linspace", (0, 1, 5)), ("eye", (3,)), ("eye", (2, 3)),
     ]:  # fmt: skip
         fraction = dtype == "int64" and any(isinstance(arg, float) for arg in args)  # refused, or steps of 0
@@ -95,18 +97,23 @@ def test_like_and_new_take_over_what_is_not_said() -> None:
 
 def test_wrong_settings_are_named() -> None:
     for attempt, message in [
-        (lambda: ad.zeros(-1), "sizes of at least 0"), (lambda: ad.arange(0, 5, -1), "arange: a step of -1 does not lead"),
+        (lambda: ad.zeros(-1), "sizes of at least 0"), (lambda: ad.arange(0, 5, -1),
+            "arange: a step of -1 does not lead"),
         (lambda: ad.arange(0, 5, 0), "arange: a step of 0"), (lambda: ad.linspace(0, 1, -1), "linspace"),
         (lambda: ad.eye(-1), "eye"), (lambda: ad.randint(3, 3, (2,)), "randint: expected low < high"),
-        (lambda: ad.randperm(-1), "randperm"), (lambda: ad.normal(0, -1, (2,)), "normal: expected a standard deviation"),
-        (lambda: ad.rand(3).bernoulli_(1.5), "bernoulli_: expected a probability"), (lambda: ad.rand(-2), "rand"),
+        (lambda: ad.randperm(-1), "randperm"), (lambda: ad.normal(0, -1, (2,)),
+            "normal: expected a standard deviation"),
+        (lambda: ad.rand(3).bernoulli_(1.5), "bernoulli_: expected a probability"), (lambda: ad.rand(-2),
+            "rand"),
         (lambda: ad.rand(3).uniform_(1, 0), "uniform_"), (lambda: ad.rand(3).normal_(0, -1), "normal_"),
-        (lambda: ad.multinomial(ad.zeros(3), 1), "multinomial"), (lambda: ad.multinomial(ad.ones(3), 4), "multinomial"),
+        (lambda: ad.multinomial(ad.zeros(3), 1), "multinomial"), (lambda: ad.multinomial(ad.ones(3), 4),
+            "multinomial"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             attempt()
     for wrong in (lambda: ad.zeros(2.5), lambda: ad.zeros(2, dtype="text"), lambda: ad.rand(2, dtype="int64"),
-                  lambda: generators.manual_seed("a"), lambda: ad.arange(3).bernoulli(), lambda: ad.randint(3)):  # fmt: skip
+                  lambda: Generator().set_state("a"), lambda: ad.arange(3).bernoulli(),
+                  lambda: ad.randint(3)):  # fmt: skip
         with pytest.raises(TypeError):
             wrong()
     with pytest.raises(RuntimeError, match="only floating tensors"):
@@ -133,11 +140,13 @@ def test_asking_for_a_gpu_that_is_missing_says_how_to_get_one() -> None:
 
 DRAWS: dict[str, Any] = {
     "rand": lambda g: ad.rand(50, generator=g), "randn": lambda g: ad.randn(50, generator=g),
-    "randint": lambda g: ad.randint(1000, (50,), generator=g), "randperm": lambda g: ad.randperm(50, generator=g),
+    "randint": lambda g: ad.randint(1000, (50,), generator=g), "randperm": lambda g: ad.randperm(50,
+    generator=g),
     "normal": lambda g: ad.normal(1.0, 2.0, (50,), generator=g),
     "bernoulli": lambda g: ad.full((50,), 0.5).bernoulli(generator=g),
     "multinomial": lambda g: ad.multinomial(ad.ones(60), 50, generator=g),
-    "uniform_": lambda g: ad.zeros(50).uniform_(generator=g), "normal_": lambda g: ad.zeros(50).normal_(generator=g),
+    "uniform_": lambda g: ad.zeros(50).uniform_(generator=g),
+    "normal_": lambda g: ad.zeros(50).normal_(generator=g),
     "bernoulli_": lambda g: ad.zeros(50).bernoulli_(0.5, generator=g),
 }  # fmt: skip
 

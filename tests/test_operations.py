@@ -1,7 +1,8 @@
-"""Every row of the sample table: against PyTorch or NumPy, numeric derivatives, in each dtype and memory layout."""
+"""Every row of the sample table: values, numeric derivatives, dtypes and memory layouts."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,11 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
 )  # NumPy's, of NaN and infinity among the inputs
 ROWS = [pytest.param(sample, id=f"{i}-{sample.id}") for i, sample in enumerate(table.samples)]
-DIFFERENTIABLE = [row for row in ROWS if row.values[0].differentiable]  # type: ignore[attr-defined]
+DIFFERENTIABLE = [row for row in ROWS if row.values[0].differentiable]
 # Made from nothing, or random: test_creation_random.py has them.
 WITHOUT_SAMPLES = {
-    "arange", "as_tensor", "bernoulli", "cuda", "empty", "empty_like", "eye", "from_dlpack", "from_numpy", "full",
+    "arange", "as_tensor", "bernoulli", "cuda", "empty", "empty_like", "eye", "from_dlpack", "from_numpy",
+    "full",
     "full_like", "linspace", "multinomial", "normal", "ones", "ones_like", "rand", "rand_like", "randint",
     "randint_like", "randn", "randn_like", "randperm", "tensor", "zeros", "zeros_like",
 }  # fmt: skip
@@ -97,6 +99,10 @@ def layouts(array: np.ndarray) -> list[np.ndarray]:
     return [array, np.ascontiguousarray(array[..., ::-1])[..., ::-1], spread, np.asfortranarray(array)]
 
 
+def laid_out(layout: int, array: np.ndarray) -> np.ndarray:
+    return layouts(array)[layout] if is_float(array) else array
+
+
 def test_every_operation_has_samples() -> None:
     missing = set(functions) - {sample.name for sample in table.samples} - WITHOUT_SAMPLES
     assert not missing, f"add rows to tests/samples.py for {sorted(missing)}"
@@ -121,7 +127,7 @@ def test_equals_the_reference(sample: table.Sample) -> None:
         else []
     )
     for layout in range(1 if sample.note == "contiguous" else 4):
-        arrays = each(list(sample.args), lambda a, layout=layout: layouts(a)[layout] if is_float(a) else a)
+        arrays = each(list(sample.args), functools.partial(laid_out, layout))
         kept = each(arrays, lambda a: a.copy())
         args = each(arrays, lambda a: Tensor(a, requires_grad=needs and is_float(a)))
         got = flat(call(sample, args))
@@ -142,7 +148,7 @@ def test_equals_the_reference(sample: table.Sample) -> None:
             np.testing.assert_array_equal(before, after, err_msg="an input was changed")
 
 
-@pytest.mark.parametrize("sample", [row for row in ROWS if row.values[0].numpy])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("sample", [row for row in ROWS if row.values[0].numpy])
 def test_equals_numpy(sample: table.Sample) -> None:
     expected = getattr(np, sample.numpy or "")(*sample.args, **sample.settings)
     np.testing.assert_allclose(to_numpy(call(sample, each(list(sample.args), Tensor))), expected, rtol=1e-10)

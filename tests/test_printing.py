@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,13 +11,15 @@ import pytest
 from adjoint.engine import Tensor
 from adjoint.engine.operations.define import functions
 
+FLOATS: list[Any] = [
+    1.0, 1e-10, [1, 2], [1.5, -2], [1e-5, 1], [1e10, 1], [np.nan, np.inf, 1.5], [np.inf, np.nan], [np.nan, np.inf, 1],
+    [0, np.inf], [100000.0, 1, 2.5], [1e-4, 1e-3], [12345678.0, 2], [], [[], []], list(range(40)),
+]  # fmt: skip
 ARRAYS = [
-    np.float32(1.0), np.array(3), np.array(True), np.array(1e-10, np.float32), np.float32([1, 2]), np.float32([1.5, -2]),
-    np.float32([1e-5, 1]), np.float32([1e10, 1]), np.float32([np.nan, np.inf, 1.5]), np.float32([np.inf, np.nan]), np.float32([np.nan, np.inf, 1]), np.float32([0, np.inf]),
-    np.float32([100000.0, 1, 2.5]), np.float32([1e-4, 1e-3]), np.float32([12345678.0, 2]), np.array([-1, 100]),
-    np.array([True, False]), np.array([1.0, 2.0]), np.float16([1, 2.5]), np.array([1, 2], np.uint8),
-    np.zeros(0, np.float32), np.zeros((2, 0), np.float32), np.arange(24).reshape(2, 3, 4), np.arange(40, dtype=np.float32),
-    np.arange(2000), np.arange(1500.0).reshape(50, 30), np.linspace(1, 2, 3000, dtype=np.float32).reshape(10, 3, 100),
+    *(np.array(values, np.float32) for values in FLOATS),
+    np.array(3), np.array(True), np.array([-1, 100]), np.array([True, False]), np.array([1.0, 2.0]),
+    np.array([1, 2.5], np.float16), np.array([1, 2], np.uint8), np.arange(24).reshape(2, 3, 4), np.arange(2000),
+    np.arange(1500.0).reshape(50, 30), np.linspace(1, 2, 3000, dtype=np.float32).reshape(10, 3, 100),
 ]  # fmt: skip
 
 
@@ -26,7 +30,7 @@ def test_is_what_pytorch_prints(array: np.ndarray) -> None:
 
 
 def test_says_where_the_gradient_goes() -> None:
-    x = Tensor(np.float32([1, 2]), requires_grad=True)
+    x = Tensor(np.array([1, 2], np.float32), requires_grad=True)
     assert repr(x) == "tensor([1., 2.], requires_grad=True)"
     assert repr(x * 2) == "tensor([2., 4.], grad_fn=<Mul>)"
     assert repr((x * 2).detach()) == "tensor([2., 4.])"

@@ -26,8 +26,8 @@ def finished(array: Any, requires_grad: bool) -> Tensor:
 def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A copy of numbers, nested lists, an array or a tensor.
 
-    Python's floats become the default dtype, its integers int64. A tensor or CuPy array stays on its device, everything
-    else goes to the default one, unless `device` is given.
+    Python's floats become the default dtype, its integers int64. A tensor or CuPy array stays on its device,
+    everything else goes to the default one, unless `device` is given.
     """
     array = as_array(data, dtype)
     if device is not None:
@@ -46,7 +46,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
 
 @public(method=False)
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
-    """`data` itself where it is a tensor of this dtype on this device, else a tensor that shares its array if it can."""
+    """`data` itself where it is a tensor as asked for, else a tensor that shares its array if it can."""
     if isinstance(data, Tensor):
         return data.to(dtype=dtype, device=device)
     array = as_array(data, dtype)

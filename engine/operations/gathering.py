@@ -63,8 +63,8 @@ def _along_dim(name: str, input: Tensor, dim: int, index: Any) -> tuple[int, Any
     )
     if not fits:
         raise ValueError(
-            f"{name}: an index of shape {array.shape} does not fit a tensor of shape {input.shape}: beside dim {dim} "
-            "no size may be larger"
+            f"{name}: an index of shape {array.shape} does not fit a tensor of shape {input.shape}: beside "
+            f"dim {dim} no size may be larger"
         )
     check_range(name, array, dim, input.shape)
     return dim, array
@@ -72,7 +72,7 @@ def _along_dim(name: str, input: Tensor, dim: int, index: Any) -> tuple[int, Any
 
 @public()
 def gather(input: Tensor, dim: int, index: Any) -> Tensor:
-    """The elements at `index` along `dim`: result[i][j] = input[index[i][j]][j] for dim 0. Has the index's shape."""
+    """The elements at `index` along `dim`, in its shape: result[i][j] = input[index[i][j]][j] for dim 0."""
     if not input.ndim:
         return gather(input.reshape(1), 0, as_array(index).reshape(-1)).reshape(())
     dim, array = _along_dim("gather", input, dim, index)
@@ -81,7 +81,7 @@ def gather(input: Tensor, dim: int, index: Any) -> Tensor:
 
 @public()
 def take_along_dim(input: Tensor, indices: Any, dim: int | None = None) -> Tensor:
-    """`gather` whose index broadcasts with the input beside `dim`; without `dim`, from the flattened tensor."""
+    """`gather` whose index broadcasts with the input beside `dim`; without `dim`, of the flattened tensor."""
     array = _index("take_along_dim", input, indices)
     if dim is None:
         return gather(input.reshape(-1), 0, array.reshape(-1))
@@ -143,7 +143,7 @@ def _scattered(input: Tensor, dim: int, index: Any, source: Tensor) -> Tensor:
 
 @public(inplace=True)
 def scatter_add(input: Tensor, dim: int, index: Any, src: Tensor) -> Tensor:
-    """`input` with `src` added at `index` along `dim`; equal places add up, in the same order at every run."""
+    """`input` with `src` added at `index` along `dim`; equal places add up, always in the same order."""
     dim, array = _along_dim("scatter_add", input, dim, index)
     return add(input, _scattered(input, dim, array, _source("scatter_add", input, array, src)))
 
@@ -176,7 +176,7 @@ def _slices_shape(name: str, input: Tensor, arrays: Arrays, source: Tensor) -> N
 
 @public(inplace=True)
 def index_add(input: Tensor, dim: int, index: Any, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """`input` with the slices of `source` added to those along `dim` that a vector names; repeated ones add up."""
+    """`input` with the slices of `source` added to those along `dim` that a vector names, also repeatedly."""
     _, arrays = _slices("index_add", input, dim, index)
     _slices_shape("index_add", input, arrays, source)
     added = source if alpha == 1 else mul(source, alpha)

@@ -65,8 +65,8 @@ def _is_scalar_index(item: Any) -> bool:
 
 
 def parse(index: Any, x: Any) -> tuple[Any, Arrays | None]:
-    """An index as PyTorch reads it: integers, slices, None and Ellipsis first (None where they change nothing), then
-    the arrays, which index what is left."""
+    """An index as PyTorch reads it: first what makes a view, then the arrays, which index that view; None for what
+    changes nothing."""
     items = list(index) if isinstance(index, tuple) else [index]
     items = [_plain(item, x) for item in items]
     used = sum(

@@ -77,7 +77,7 @@ class Accumulate(Operation):
 
 
 class Put(Operation):
-    """A copy in which the elements at index arrays are replaced. Of equal positions the last wins, with the gradient."""
+    """A copy with the elements at index arrays replaced; of equal positions the last wins."""
 
     def forward(ctx, x: Any, value: Any) -> Any:
         arrays = ctx.arrays
@@ -91,7 +91,7 @@ class Put(Operation):
         won = chosen == module.arange(chosen.size).reshape(chosen.shape)
         behind = len(arrays.result_shape(x.shape)) - arrays.start - won.ndim
         ctx.save_arrays(won.reshape(*won.shape, *[1] * behind))
-        # Every one of equal positions is given the winner's value, so that the order of writing does not matter.
+        # Equal positions are all given the winner's value, so that the order of writing does not matter.
         values = arrays.values_to_front(module.broadcast_to(value, arrays.result_shape(x.shape)))
         rows = values.reshape(chosen.size, *values.shape[chosen.ndim :])
         result.transpose(arrays.front_order())[tuple(arrays.indices[d] for d in arrays.dims)] = rows[chosen]
@@ -110,7 +110,7 @@ class Put(Operation):
 
 
 def getitem(input: Tensor, index: Any) -> Tensor:
-    """`input[index]` as in PyTorch: integers and slices give a view, bool and integer tensors and lists a copy."""
+    """`input[index]` as in PyTorch: integers and slices give a view, tensors and lists a copy."""
     if type(index) is int and input.ndim and -input.shape[0] <= index < input.shape[0]:
         return Select.apply(input, index=(index, Ellipsis))
     if type(index) is slice and input.ndim:
@@ -166,7 +166,7 @@ Tensor.__setitem__ = setitem  # type: ignore[method-assign]
 
 @public(inplace=True)
 def index_put(input: Tensor, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Tensor:
-    """`input` with `values` at `indices` (as in `input[indices] = values`), or added there with `accumulate`."""
+    """`input` with `values` at `indices`, as in `input[indices] = values`; with `accumulate`, added there."""
     basic, arrays = parse(tuple(indices), input._data)
     if basic is not None or arrays is None:
         raise IndexError("index_put: expected integer or bool tensors as indices")

@@ -115,7 +115,7 @@ def _repeat(name: str, input: Tensor, repeats: tuple[int, ...]) -> Tensor:
 
 
 def _repeat_method(self: Tensor, *repeats: Any) -> Tensor:
-    """The tensor laid side by side, repeats[i] times along each dim; more repeats than dims add dims in front."""
+    """The tensor laid side by side, repeats[i] times along each dim; more repeats add dims in front."""
     counts = sizes_of("repeat", repeats)
     if len(counts) < self.ndim:
         raise ValueError(
@@ -137,7 +137,7 @@ def tile(input: Tensor, *dims: Any) -> Tensor:
 
 @public()
 def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None) -> Tensor:
-    """Each slice along `dim` (of the flattened tensor by default) repeated on the spot, `repeats` times or as listed."""
+    """Each slice along `dim` (of the flattened tensor by default) repeated on the spot, as often as told."""
     if dim is None:
         input, dim = input.reshape(-1), 0
     dim = normalize_dim("repeat_interleave", dim, input.ndim)
@@ -223,7 +223,7 @@ _BORDERS = {
 
 @public(method=False)
 def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
-    """Vectors as grids: views of shape (n0, n1, …), of which each varies along its own dim ("xy": the first two swapped)."""
+    """Views of shape (n0, n1, …) of vectors, each along its own dim; for "xy" the first two dims swapped."""
     parts = list(tensors[0]) if len(tensors) == 1 and isinstance(tensors[0], list | tuple) else list(tensors)
     if indexing not in ("ij", "xy"):
         raise ValueError(f'meshgrid: indexing must be "ij" or "xy", got {indexing!r}')

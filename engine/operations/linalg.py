@@ -28,7 +28,7 @@ def _narrow(product: Any, dtype: np.dtype) -> Any:
 
 
 class Matmul(Operation):
-    """The product with PyTorch's rules: matrices in the last two dims, the others broadcast, vectors as row or column."""
+    """Matrices in the last two dims, the others broadcast; a vector counts as a row or column."""
 
     def forward(ctx, a: Any, b: Any) -> Any:
         a, b = _checked("matmul", a, b)
@@ -90,7 +90,7 @@ def _checked(name: str, *arrays: Any) -> Sequence[Any]:
 
 
 def _inner(a: Any, b: Any) -> str:
-    return f"the last dim of the first is {a.shape[-1]}, and {b.shape[-2 if b.ndim > 1 else 0]} is wanted by the second"
+    return f"the first has {a.shape[-1]} columns, the second {b.shape[-2 if b.ndim > 1 else 0]} rows"
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -180,8 +180,8 @@ class Linear(Operation):
         x, weight = arrays[0], arrays[1]
         if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
             raise ValueError(
-                f"linear: expected input (..., in_features) and weight (out_features, in_features), got shapes "
-                f"{x.shape} and {weight.shape}"
+                "linear: expected input (..., in_features) and weight (out_features, in_features), got "
+                f"shapes {x.shape} and {weight.shape}"
             )
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"linear: expected a bias of shape ({weight.shape[0]},), got {bias.shape}")

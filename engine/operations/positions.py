@@ -1,4 +1,4 @@
-"""Where an index points to in memory, and sums over equal positions: arrays only, the same result at every run."""
+"""Where an index points to in memory, and sums over equal positions, the same at every run. Arrays only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..dtypes import is_half
 
 
 def flat_positions(indices: Sequence[Any], shape: Sequence[int]) -> Any:
-    """The positions, in C order, of the elements at `indices` (one array for each dim) of an array of this shape."""
+    """The positions in C order of the elements at `indices` (one array for each dim) of such a shape."""
     positions: Any = 0
     for index, size in zip(indices, shape, strict=True):
         module = array_module(index)
@@ -21,7 +21,7 @@ def flat_positions(indices: Sequence[Any], shape: Sequence[int]) -> Any:
 
 
 def along(index: Any, dim: int) -> list[Any]:
-    """The indices, one for each dim, of `gather` and `scatter`: `index` in `dim`, the element's own place elsewhere."""
+    """The indices of `gather` and `scatter`, one for each dim: `index` in `dim`, elsewhere the own place."""
     module = array_module(index)
     places = []
     for d, size in enumerate(index.shape):
@@ -33,7 +33,7 @@ def along(index: Any, dim: int) -> list[Any]:
 def sums_at(positions: Any, values: Any, size: int) -> Any:
     """An array (size, ...) of zeros to which each row of `values` (n, ...) is added at its position (n,).
 
-    Atomic adds would give other sums at every run, so on the GPU rows of one position are brought together first.
+    Atomic adds would give other sums at every run, so on the GPU equal positions are brought together first.
     """
     wide = values.astype(np.float32) if is_half(values.dtype) else values
     if not isinstance(values, np.ndarray):
@@ -57,7 +57,7 @@ def _row_sums(positions: np.ndarray, values: np.ndarray, size: int) -> np.ndarra
 
 
 def sorted_sums(positions: Any, values: Any, size: int) -> Any:
-    """`sums_at` from whole-array steps, none of which waits for the GPU: log2(n) doubling steps of a segmented sum."""
+    """`sums_at` from steps on whole arrays that never wait for the GPU: a segmented sum by doubling."""
     module = array_module(values)
     order = module.argsort(positions, kind="stable")
     ordered, sums = positions[order], values[order]
@@ -78,7 +78,7 @@ def sorted_sums(positions: Any, values: Any, size: int) -> Any:
 
 
 def winners(positions: Any, size: int) -> Any:
-    """For each of `positions`, which of the equal ones is written last: its own number for one that stands alone."""
+    """For each of `positions`, the number of the one that wins among its equals."""
     module = array_module(positions)
     written = module.empty(size, np.int64)
     written[positions.ravel()] = module.arange(positions.size)

@@ -79,14 +79,20 @@ def mean(input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: Any =
         raise TypeError(f"mean: expected a floating tensor or dtype, got {input.dtype}")
     count = math.prod(input.shape[d] for d in normalize_dims("mean", dim, input.ndim))
     kind = input.dtype if dtype is None else as_dtype(dtype)
-    total = sum(input, dim, keepdim, dtype=np.float32 if is_half(kind) else dtype)  # a sum of halves could overflow
+    # A sum of halves could overflow, so it stays in float32 until it is divided.
+    total = sum(input, dim, keepdim, dtype=np.float32 if is_half(kind) else dtype)
     result = total * (1.0 / count) if count else total / 0.0
     return result.to(kind) if is_half(kind) else result
 
 
 @public()
 def var(
-    input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float = 1,
 ) -> Tensor:
     """The variance over `dim`: squares about the mean, divided by N - correction (unbiased=False: by N)."""
     if not is_floating(input.dtype):
@@ -103,7 +109,12 @@ def var(
 
 @public()
 def std(
-    input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float = 1,
 ) -> Tensor:
     """The square root of `var`; where it is 0 its gradient is taken to be 0."""
     if is_half(input.dtype):
@@ -125,7 +136,12 @@ class FlatSqrt(Operation):
 
 @public()
 def var_mean(
-    input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float = 1,
 ) -> tuple[Tensor, Tensor]:
     """The pair (variance, mean) over `dim`."""
     return var(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
@@ -133,7 +149,12 @@ def var_mean(
 
 @public()
 def std_mean(
-    input: Tensor, dim: Dims = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float = 1
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool | None = None,
+    keepdim: bool = False,
+    *,
+    correction: float = 1,
 ) -> tuple[Tensor, Tensor]:
     """The pair (standard deviation, mean) over `dim`."""
     return std(input, dim, unbiased, keepdim, correction=correction), mean(input, dim, keepdim)
@@ -270,13 +291,17 @@ class Argmin(_Search):
 @public()
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The int64 index of the largest element, along `dim` or of the flattened tensor."""
-    return Argmax.apply(input, dim=None if dim is None else normalize_dim("argmax", dim, input.ndim), keepdim=keepdim)
+    return Argmax.apply(
+        input, dim=None if dim is None else normalize_dim("argmax", dim, input.ndim), keepdim=keepdim
+    )
 
 
 @public()
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The int64 index of the smallest element, along `dim` or of the flattened tensor."""
-    return Argmin.apply(input, dim=None if dim is None else normalize_dim("argmin", dim, input.ndim), keepdim=keepdim)
+    return Argmin.apply(
+        input, dim=None if dim is None else normalize_dim("argmin", dim, input.ndim), keepdim=keepdim
+    )
 
 
 class _Truth(Operation):
@@ -341,7 +366,7 @@ def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
 
 @public()
 def norm(input: Tensor, p: float | str = 2, dim: Dims = None, keepdim: bool = False) -> Tensor:
-    """The vector p-norm over `dim` (all by default): (sum |x|^p)^(1/p); "fro" means 2, inf the largest |x|."""
+    """The p-norm over `dim` (all by default): (sum |x|^p)^(1/p); "fro" means 2, inf the largest |x|."""
     if p in ("fro", 2):
         return Norm.apply(input, dims=normalize_dims("norm", dim, input.ndim), keepdim=keepdim)
     if p == math.inf:

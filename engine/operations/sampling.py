@@ -28,7 +28,7 @@ def _stream(name: str, generator: Generator | None, device: Device) -> Any:
 def _floats(
     name: str, kind: str, shape: tuple[int, ...], dtype: Any, device: Any, generator: Generator | None
 ) -> Any:
-    """An array of uniform ("random", in [0, 1)) or "standard_normal" numbers; halves are rounded from float32."""
+    """An array of uniform ("random": in [0, 1)) or "standard_normal" numbers, halves rounded from float32."""
     dtype = get_default_dtype() if dtype is None else as_dtype(dtype)
     if not is_floating(dtype):
         raise TypeError(f"{name}: expected a floating dtype, got {dtype}")
@@ -173,7 +173,7 @@ def _constant(value: Any) -> Any:
 
 
 def _uniform(like: Tensor, generator: Generator | None) -> Any:
-    """Uniform numbers in the shape and on the device of a tensor, fine enough to compare with probabilities."""
+    """Uniform numbers, as many as a tensor has, fine enough to compare with probabilities."""
     dtype = like.dtype if is_floating(like.dtype) and not is_half(like.dtype) else np.float32
     return _floats("bernoulli", "random", like.shape, dtype, like.device, generator)
 
@@ -197,7 +197,7 @@ def _probability(name: str, p: float) -> float:
 def multinomial(
     input: Tensor, num_samples: int, replacement: bool = False, *, generator: Generator | None = None
 ) -> Tensor:
-    """Indices (int64) drawn with the weights of each row of `input` (n,) or (m, n), which need not add up to 1."""
+    """int64 indices drawn with the weights of each row of `input` (n,) or (m, n), which may have any sum."""
     if not is_floating(input.dtype) or input.ndim not in (1, 2) or not input.shape[-1]:
         raise ValueError(
             f"multinomial: expected floating weights (n,) or (m, n), got {input.dtype} of {input.shape}"
@@ -220,7 +220,7 @@ def multinomial(
         sums = weights.cumsum(axis=-1)
         found = (drawn[..., None] * sums[..., None, -1:] >= sums[..., None, :]).sum(axis=-1)
         return wrap(module.asarray(found, dtype=np.int64).clip(0, input.shape[-1] - 1))
-    # The smallest of exponential numbers over their weights: a draw without replacement (Efraimidis and Spirakis).
+    # The smallest exponential numbers over weights: a draw without replacement (Efraimidis and Spirakis).
     drawn = _floats("multinomial", "random", input.shape, np.float64, input.device, generator)
     keys = module.where(weights > 0, -np.log1p(-drawn) / module.where(weights > 0, weights, 1), np.inf)
     return wrap(module.asarray(keys.argsort(axis=-1)[..., :num_samples], dtype=np.int64))

@@ -107,7 +107,7 @@ def unique(
     return_counts: bool = False,
     dim: int | None = None,
 ) -> Any:
-    """The distinct elements (slices along `dim`) in order; on request where each element went, and how often it came."""
+    """The distinct elements (slices along `dim`) in order; if asked, where each went and how many came."""
     module = array_module(input._data)
     axis = None if dim is None else normalize_dim("unique", dim, input.ndim)
     found = module.unique(input._data, return_inverse=return_inverse, return_counts=return_counts, axis=axis)
