@@ -33,9 +33,9 @@ def checkpoint(
         raise ValueError("checkpoint: only use_reentrant=False is supported")
     if not callable(function):
         raise TypeError(f"checkpoint: expected a function, got {type(function).__name__}")
-    if not mode.grad or any(isinstance(watcher, _Dropping) for watcher in mode.watchers):
+    if not mode.grad or any(isinstance(watcher, _Recording) for watcher in mode.watchers):
         return function(*args, **kwargs)  # nothing to keep, or a region around this one drops it already
-    with _Dropping(_Region(function, args, kwargs, preserve_rng_state)):
+    with _Recording(_Region(function, args, kwargs, preserve_rng_state)):
         return function(*args, **kwargs)
 
 
@@ -58,17 +58,22 @@ class _Region:
         self.looks: list[list[Look | None]] = []
         self.versions = [(tensor._versions, tensor._versions[0], tensor.shape) for tensor in self.tensors]
 
-    def drop(self, node: Operation) -> None:
-        """Note `node` and free what it saved."""
+    def note(self, node: Operation) -> None:
+        """Remember what `node` is and what it saved."""
         entries = node.saved_entries or []
         self.names.append(node.name)
         self.looks.append(_looks(entries))
         for entry in entries:
             if type(entry) is Saved and type(entry.edge) is Edge and entry.edge.node.order > self.start:
                 self.versions.append((entry.versions, entry.version, entry.array.shape))
-        if entries:
-            node.saved_entries = _Dropped(self, len(self.nodes))
         self.nodes.append(weakref.ref(node))
+
+    def drop(self) -> None:
+        """Free what the nodes saved. Only now, since the function may have gone back through some of them."""
+        for index, known in enumerate(self.nodes):
+            node = known()
+            if node is not None and node.saved_entries:
+                node.saved_entries = _Dropped(self, index)
 
     def recompute(self) -> None:
         """Run the function again and give the waiting nodes what the new ones saved."""
@@ -147,15 +152,20 @@ class _Dropped:
         return iter(node.saved_entries)
 
 
-class _Dropping(Watcher):
-    """Drops what the nodes recorded in this context save."""
+class _Recording(Watcher):
+    """Notes the nodes recorded in this context, and in the end drops what they saved."""
 
     def __init__(self, region: _Region) -> None:
         self.region = region
 
     def passed_forward(self, operation: Any, inputs: tuple[Any, ...], output: Any) -> None:
         if _is_recorded(operation, output):
-            self.region.drop(operation)
+            self.region.note(operation)
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None:
+            self.region.drop()
 
 
 class _Collecting(Watcher):

@@ -85,7 +85,7 @@ def _keep_old_value(target: Tensor, result: Tensor) -> None:
     if result._edge is None:
         return
     entries = result._edge.node.saved_entries
-    if not isinstance(entries, list):  # dropped by a checkpoint
+    if not isinstance(entries, list):  # freed, or dropped by a checkpoint
         return
     for i, entry in enumerate(entries):
         if type(entry) is Saved and entry.versions is target._versions:

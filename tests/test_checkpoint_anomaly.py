@@ -190,6 +190,50 @@ def test_nested_and_consecutive_regions() -> None:
     same(second, grad(first.sum(), plain)[0].data)
 
 
+def test_a_region_that_differentiates_another() -> None:
+    def penalty(t: Any) -> Any:
+        (g,) = grad(checkpoint(lambda a: (a * a).sin().exp(), t).sum(), t, create_graph=True)
+        return (g * g).tanh()
+
+    x, plain = tensor(VALUES), tensor(VALUES)
+    checkpoint(penalty, x).sum().backward()
+    (g,) = grad((plain * plain).sin().exp().sum(), plain, create_graph=True)
+    (g * g).tanh().sum().backward()
+    same(x.grad, plain.grad.data)
+
+
+def test_a_region_that_goes_back_through_an_earlier_one() -> None:
+    x, plain = tensor(VALUES), tensor(VALUES)
+    y = checkpoint(lambda t: (t * t).sin().exp(), x)
+
+    def penalty(t: Any) -> Any:
+        return grad(t.sum(), x, create_graph=True)[0].tanh()
+
+    checkpoint(penalty, y).sum().backward()
+    (g,) = grad((plain * plain).sin().exp().sum(), plain, create_graph=True)
+    g.tanh().sum().backward()
+    same(x.grad, plain.grad.data)
+
+
+def test_the_graph_of_the_second_run_is_freed_at_once() -> None:
+    nodes: list[Any] = []
+
+    def region(t: Any) -> Any:
+        h = (t * 2).sin()
+        nodes.append(weakref.ref(h.grad_fn))
+        return h * h
+
+    gc.collect()
+    gc.disable()
+    try:
+        y = checkpoint(region, tensor(VALUES))
+        y.sum().backward(retain_graph=True)
+        first, second = nodes
+        assert first() is not None and second() is None
+    finally:
+        gc.enable()
+
+
 def test_functions_and_views_inside_a_region() -> None:
     class Cube(Function):
         @staticmethod

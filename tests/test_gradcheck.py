@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adjoint import Tensor
+from adjoint import Tensor, no_grad
 from adjoint.engine.function import Function
 from adjoint.engine.gradcheck import GradcheckError, gradcheck, gradgradcheck
+from adjoint.engine.gradients import grad
 
 
 def tensor(values: Any, requires_grad: bool = True) -> Tensor:
@@ -97,6 +98,11 @@ def test_plain_arguments_empty_inputs_and_kept_layout() -> None:
     assert gradcheck(lambda t, k, c: (t * k * c).sin(), (layout, 2, tensor(3.0, False)))
     assert gradcheck(lambda t: t.exp(), tensor(np.zeros((0, 3))))
     assert gradcheck(lambda t: t[:0], tensor([1.0]))
+
+
+def test_a_function_that_takes_gradients_works_under_no_grad() -> None:
+    with no_grad():
+        assert gradcheck(lambda t: grad(t.exp().sum(), t, create_graph=True), tensor([0.1, 0.2]))
 
 
 def test_backward_that_differs_from_run_to_run() -> None:

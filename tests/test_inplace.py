@@ -160,6 +160,18 @@ def test_a_change_of_the_base_reaches_its_views() -> None:
     same(x.grad, [0, 6])
 
 
+def test_a_view_made_before_a_change_can_be_written_elsewhere_after_it() -> None:
+    x = tensor([1.0, 2.0])
+    y, z, rows = x * 1, x * 0, Tensor(np.zeros((2, 1)))
+    last = y[1:]
+    y.mul_(3)
+    rows[1] = last
+    z[:1].copy_(last)
+    rows[0].add_(last)
+    (rows.sum() + z.sum()).backward()
+    same(x.grad, [0, 9])
+
+
 def test_two_views_of_one_base_see_each_other() -> None:
     x = tensor([1.0, 2.0, 3.0])
     y = x * 1
