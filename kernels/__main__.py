@@ -38,11 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cuda_compile.require_compiler()
         if options.warm:
+            _require_device()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        if options.warm:
             return _warm(kernels)
         return _report(kernels, options.arch or cuda_compile.architectures())
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
+
+
+def _require_device() -> None:
+    import cupy
+
+    if not cupy.is_available():
+        raise RuntimeError("--warm needs a GPU: CuPy finds no CUDA device")
 
 
 def _report(kernels: Sequence[launch.Kernel], archs: Sequence[str]) -> int:
@@ -60,8 +73,6 @@ def _report(kernels: Sequence[launch.Kernel], archs: Sequence[str]) -> int:
 def _warm(kernels: Sequence[launch.Kernel]) -> int:
     import cupy
 
-    if not cupy.is_available():
-        raise RuntimeError("--warm needs a GPU: CuPy finds no CUDA device")
     device = cupy.cuda.Device()
     launcher = launch.CupyLauncher()
     start = time.perf_counter()

@@ -107,9 +107,9 @@ def conv2d(
     y = launch.empty(shape, x.dtype, x)
     weights_of_row = math.prod(weight.shape[1:])
     _gather(
-        x,
-        weight,
-        bias,
+        launch.contiguous(x),
+        launch.contiguous(weight),
+        None if bias is None else launch.contiguous(bias),
         y,
         pixels=images * out_h * out_w,
         groups=groups,
@@ -146,6 +146,7 @@ def conv2d_input_grad(
     filters, channels, taps_h, taps_w = weight.shape
     _check_sizes("conv2d_input_grad", weight.shape, dy.shape, input_shape)
     dx = launch.empty(input_shape, dy.dtype, dy)
+    dy, weight = launch.contiguous(dy), launch.contiguous(weight)
     for vertical in _residues(height, taps_h, stride[0], padding[0][0], dilation[0]):
         for horizontal in _residues(width, taps_w, stride[1], padding[1][0], dilation[1]):
             met = vertical.taps * horizontal.taps > 0
@@ -242,9 +243,7 @@ def _gather(source: Array, weight: Array, bias: Array | None, target: Array, /, 
         blocks = groups * divide_up(rows, tile.rows) * divide_up(pixels, tile.columns)
     dense = fields["target_plane"] == plane and tuple(fields["target"]) == (fields["out"][1], 1)
     settings = launch.struct(_GATHER, **_pairs_split(**fields, packed=dense and plane % 4 == 0))
-    bias = None if bias is None else launch.contiguous(bias)
-    arrays = [launch.contiguous(source), launch.contiguous(weight), bias, target]
-    launch.launch(kernel, (blocks,), (_THREADS,), [*arrays, settings])
+    launch.launch(kernel, (blocks,), (_THREADS,), [source, weight, bias, target, settings])
 
 
 @dataclass(frozen=True)
