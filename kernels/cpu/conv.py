@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Padding, Pair, Shape
-from . import parallel
+from . import depthwise, parallel
 from .arithmetic import compute_dtype
 from .columns import Block, Piece, Unfolding
 
@@ -30,6 +30,8 @@ def conv2d(
     k, c, r, s = weight.shape
     dtype = compute_dtype(x.dtype)
     shape = geometry.conv2d(x.shape, weight.shape, None, stride, padding, dilation, groups)
+    if depthwise.serves(weight.shape, groups, stride):
+        return depthwise.forward(x, weight, bias, shape, stride, padding, dilation)
     filters = weight.astype(dtype, copy=False).reshape(groups, k // groups, c * r * s)
     if bias is not None:
         bias = bias.astype(dtype, copy=False).reshape(groups, k // groups, 1, 1)
@@ -46,6 +48,11 @@ def conv2d_input_grad(
     groups: int,
 ) -> np.ndarray:
     k, c, r, s = weight.shape
+    if depthwise.serves(weight.shape, groups, stride):
+        if stride != (1, 1) or k != groups:
+            return depthwise.input_grad(dy, weight, input_shape, stride, padding, dilation)
+        dy, around = _reach(dy, (r, s), padding, dilation)
+        return depthwise.forward(dy, weight[..., ::-1, ::-1], None, input_shape, stride, around, dilation)
     filters = weight.astype(compute_dtype(dy.dtype), copy=False).reshape(groups, k // groups, c, r, s)
     # For each tap unfolding dy writes k rows and folding adds c * groups rows, at about twice the price.
     if stride == (1, 1) and (r == s == 1 or k <= 2 * c * groups):
@@ -66,6 +73,10 @@ def conv2d_weight_grad(
 ) -> np.ndarray:
     k, _, r, s = weight_shape
     dtype = compute_dtype(dy.dtype)
+    if depthwise.serves(weight_shape, groups, stride):
+        dw = depthwise.weight_grad(dy, x, weight_shape, stride, padding, dilation)
+        if np.isfinite(dw).all():
+            return dw.astype(dy.dtype, copy=False)
     settings = (x.shape, (r, s), dy.shape[2:], stride, padding, dilation, groups, dtype, k // groups)
     unfolding, small = _unfolding(*settings)
     dw = _weight_grad(dy, x, unfolding, small)
