@@ -194,7 +194,13 @@ class Operation:
         ctx.saved_entries = kept
         if cls.promotes:
             arrays = promote(cls, arrays)
-        result = ctx.forward(*arrays)
+        try:
+            result = ctx.forward(*arrays)
+        except ValueError as error:
+            if "could not be broadcast" not in str(error):
+                raise
+            shapes = " and ".join(str(array.shape) for array in arrays if hasattr(array, "shape"))
+            raise ValueError(f"{cls.__name__}: shapes {shapes} do not broadcast") from None
         if recorded:
             ctx.order = next(_order)
             ctx.hooks = ctx.outputs = None

@@ -237,6 +237,7 @@ def test_halves_accumulate_in_float32(dtype: Any) -> None:
 def test_shapes_that_do_not_fit_are_named() -> None:
     a, b = Tensor(np.ones((2, 3))), Tensor(np.ones((4, 5)))
     calls: dict[str, Callable[[], Any]] = {
+        "Add": lambda: a + b,
         "matmul": lambda: a @ b,
         "mm": lambda: a.mm(a.reshape(-1)),
         "linear": lambda: functions["linear"](a, b),

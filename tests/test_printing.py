@@ -12,14 +12,16 @@ from adjoint.engine import Tensor
 from adjoint.engine.operations.define import functions
 
 FLOATS: list[Any] = [
-    1.0, 1e-10, [1, 2], [1.5, -2], [1e-5, 1], [1e10, 1], [np.nan, np.inf, 1.5], [np.inf, np.nan], [np.nan, np.inf, 1],
-    [0, np.inf], [100000.0, 1, 2.5], [1e-4, 1e-3], [12345678.0, 2], [], [[], []], list(range(40)),
+    1.0, 1e-10, [1, 2], [1.5, -2], [1e-5, 1], [1e10, 1], [np.nan, np.inf, 1.5], [np.inf, np.nan],
+    [np.nan, np.inf, 1], [0, np.inf], [100000.0, 1, 2.5], [1e-4, 1e-3], [12345678.0, 2],
+    [], [[], []], list(range(40)),
 ]  # fmt: skip
 ARRAYS = [
     *(np.array(values, np.float32) for values in FLOATS),
     np.array(3), np.array(True), np.array([-1, 100]), np.array([True, False]), np.array([1.0, 2.0]),
-    np.array([1, 2.5], np.float16), np.array([1, 2], np.uint8), np.arange(24).reshape(2, 3, 4), np.arange(2000),
-    np.arange(1500.0).reshape(50, 30), np.linspace(1, 2, 3000, dtype=np.float32).reshape(10, 3, 100),
+    np.array([1, 2.5], np.float16), np.array([1, 2], np.uint8), np.arange(24).reshape(2, 3, 4),
+    np.arange(2000), np.arange(1500.0).reshape(50, 30),
+    np.linspace(1, 2, 3000, dtype=np.float32).reshape(10, 3, 100),
 ]  # fmt: skip
 
 

@@ -164,7 +164,7 @@ class Pow(Operation):
         if ctx.needs_input_grad[1]:
             ctx.save_outputs(0)
         if not hasattr(b, "dtype") and b < 0 and not is_floating(a.dtype):
-            raise RuntimeError(f"pow: an integer tensor (dtype {a.dtype}) cannot be raised to the negative power {b}")
+            raise RuntimeError(f"pow: a tensor of dtype {a.dtype} cannot be raised to the negative power {b}")
         return a * a if not hasattr(b, "dtype") and b == 2 else a**b
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -232,14 +232,16 @@ class Where(Operation):
 
     def forward(ctx, a: Any, b: Any) -> Any:
         ctx.save_arrays(ctx.condition)
-        if not hasattr(b, "dtype") and b == 0 and isinstance(a, np.ndarray) and a.shape == ctx.condition.shape:
+        by_zero = not hasattr(b, "dtype") and b == 0
+        if by_zero and isinstance(a, np.ndarray) and a.shape == ctx.condition.shape:
             return _kept_where(ctx.condition, a)
         return array_module(ctx.condition).where(ctx.condition, a, b)
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         (condition,) = ctx.saved
         need_a, need_b = ctx.needs_input_grad
-        return where(condition, grad, 0.0) if need_a else None, where(condition, 0.0, grad) if need_b else None
+        by_a = where(condition, grad, 0.0) if need_a else None
+        return by_a, where(condition, 0.0, grad) if need_b else None
 
 
 def _kept_where(condition: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -250,7 +252,7 @@ def _kept_where(condition: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @public(method=False)
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
-    """input where condition, else other, elementwise; with `condition` alone, the indices of its true elements."""
+    """input where condition, else other, elementwise; of `condition` alone, the indices of what is true."""
     if input is None and other is None:
         return condition.nonzero(as_tuple=True)
     mask = condition if isinstance(condition, Tensor) else Tensor(condition)
@@ -266,12 +268,14 @@ def _where_method(self: Tensor, condition: Any, other: Any) -> Tensor:
 Tensor.where = _where_method  # type: ignore[attr-defined]  # the method's first argument is the choice, not the condition
 
 
-def _comparison(name: str, operator: str, doc: str, compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tensor]:
-    operation: Any = type(
-        name.title(),
-        (Operation,),
-        {"promotes": True, "differentiable": False, "forward": lambda ctx, a, b: compute(a, b), "__doc__": doc},
-    )
+def _comparison(
+    name: str, operator: str, doc: str, compute: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Tensor]:
+    def forward(ctx: Operation, a: Any, b: Any) -> Any:
+        return compute(a, b)
+
+    members = {"promotes": True, "differentiable": False, "forward": forward, "__doc__": doc}
+    operation: Any = type(name.title(), (Operation,), members)
 
     def function(input: Any, other: Any) -> Tensor:
         return operation.apply(input, other)

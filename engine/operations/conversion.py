@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import inplace
 from ..backend import CPU, Device, as_device, device_of, transfer
-from ..dtypes import as_dtype, bool_, float16, bfloat16, float32, float64, int32, int64
+from ..dtypes import as_dtype, bfloat16, bool_, float16, float32, float64, int32, int64
 from ..operation import Operation
 from ..tensor import Tensor, as_array, wrap
 from .define import public
@@ -53,7 +53,7 @@ def contiguous(input: Tensor) -> Tensor:
 
 @public()
 def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False) -> Tensor:
-    """The tensor in another dtype, on another device, or as another tensor has them; itself where nothing changes."""
+    """The tensor in another dtype, on another device, or like another tensor; itself if nothing changes."""
     for value in args:
         if isinstance(value, Tensor):
             dtype, device = value.dtype, value.device
@@ -97,13 +97,16 @@ def _dtype_method(name: str, dtype: np.dtype) -> None:
 
 
 for _name, _dtype in {
-    "float": float32, "double": float64, "half": float16, "bfloat16": bfloat16, "int": int32, "long": int64, "bool": bool_,
-}.items():
+    "float": float32, "double": float64, "half": float16, "bfloat16": bfloat16, "int": int32, "long": int64,
+    "bool": bool_,
+}.items():  # fmt: skip
     _dtype_method(_name, _dtype)
 
 
 def _value(input: Tensor, value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else wrap(as_array(value, None if hasattr(value, "dtype") else input.dtype))
+    if isinstance(value, Tensor):
+        return value
+    return wrap(as_array(value, None if hasattr(value, "dtype") else input.dtype))
 
 
 def _copy_(self: Tensor, source: Any) -> Tensor:
@@ -113,7 +116,7 @@ def _copy_(self: Tensor, source: Any) -> Tensor:
     try:
         value = value.expand(self.shape)
     except ValueError:
-        raise ValueError(f"copy_: a tensor of shape {value.shape} does not broadcast to {self.shape}") from None
+        raise ValueError(f"copy_: shape {value.shape} does not broadcast to {self.shape}") from None
     return inplace.assign(self, value)
 
 

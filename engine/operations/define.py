@@ -4,8 +4,8 @@
     def mul(input, other):
         return Mul.apply(input, other)
 
-makes `ad.mul`, `Tensor.mul`, `Tensor.mul_`, `*`, reflected `*` and `*=`. Where a whole operation is a formula and its
-derivative, `unary` makes the Operation and the function from those two lines.
+makes `ad.mul`, `Tensor.mul`, `Tensor.mul_`, `*`, reflected `*` and `*=`. Where a whole operation is a formula
+and its derivative, `unary` makes the Operation and the function from those two lines.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def unary(
 ) -> Callable[[Any], Tensor]:
     """An elementwise function of one argument.
 
-    `compute` maps the array. The gradient is `from_input(grad, input)` or `from_output(grad, output)`, whichever is
-    cheaper; with neither the function has no derivative. `floats`: integers become the default dtype first.
+    `compute` maps the array. The gradient is `from_input(grad, input)` or `from_output(grad, output)`,
+    whichever is cheaper; with neither the function has no derivative. `floats`: integers become the default
+    dtype first.
     """
 
     def forward(ctx: Operation, x: Any) -> Any:

@@ -65,8 +65,10 @@ def _is_scalar_index(item: Any) -> bool:
 
 
 def parse(index: Any, x: Any) -> tuple[Any, Arrays | None]:
-    """An index as PyTorch reads it: first what makes a view, then the arrays, which index that view; None for what
-    changes nothing."""
+    """An index as PyTorch reads it: first what makes a view, then the arrays, which index that view.
+
+    Either part is None where it changes nothing.
+    """
     items = list(index) if isinstance(index, tuple) else [index]
     items = [_plain(item, x) for item in items]
     used = sum(

@@ -47,7 +47,7 @@ def _complete(name: str, input: Tensor, shape: tuple[int, ...]) -> tuple[int, ..
     if shape.count(-1) == 1 and known > 0 and count % known == 0:
         return tuple(count // known if size == -1 else size for size in shape)
     if -1 in shape or known != count or min(shape, default=0) < 0:
-        raise ValueError(f"{name}: a tensor of shape {input.shape} ({count} elements) cannot take shape {shape}")
+        raise ValueError(f"{name}: shape {input.shape} ({count} elements) cannot become shape {shape}")
     return shape
 
 
@@ -58,8 +58,8 @@ def view(input: Tensor, *shape: Any) -> Tensor:
     result = Reshape.apply(input, shape=complete)
     if result._versions is not input._versions and input._data.size:
         raise RuntimeError(
-            f"view: a tensor of shape {input.shape} and strides {input.stride()} cannot be seen as {complete} without "
-            "a copy; use reshape"
+            f"view: a tensor of shape {input.shape} and strides {input.stride()} cannot be seen as "
+            f"{complete} without a copy; use reshape"
         )
     return result
 
@@ -170,7 +170,8 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
     shape = tuple(
         input.shape[i - extra] if size == -1 and i >= extra else size for i, size in enumerate(wanted)
     )
-    fits = extra >= 0 and all(old in (1, new) for old, new in zip(input.shape, shape[max(extra, 0) :], strict=True))
+    pairs = zip(input.shape, shape[max(extra, 0) :], strict=True)
+    fits = extra >= 0 and all(old in (1, new) for old, new in pairs)
     if not fits or min(shape, default=0) < 0:
         raise ValueError(f"expand: a tensor of shape {input.shape} cannot be expanded to {wanted}")
     return Expand.apply(input, shape=shape)
@@ -241,7 +242,7 @@ class Roll(Operation):
 
 @public()
 def roll(input: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Tensor:
-    """The elements shifted along `dims`, re-entering at the other end; without dims, of the flattened tensor."""
+    """The elements shifted along `dims` in a ring; by default the flattened tensor's."""
     if dims is None:
         return roll(input.reshape(-1), shifts, 0).reshape(input.shape)
     steps = (shifts,) if isinstance(shifts, int) else tuple(shifts)
