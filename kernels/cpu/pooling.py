@@ -1,4 +1,8 @@
-"""Max and average pooling of planes on threads, by long runs (`windows`) or else by `taps`."""
+"""Max and average pooling of planes on threads.
+
+Three ways: by long runs (`windows`) for all but large strides; there by whole windows (`gathered`) if they
+lie apart; and else, and where a NaN decides, by `taps`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Pair, Shape
-from . import parallel, taps
+from . import gathered, parallel, taps
 from .arithmetic import compute_dtype
 from .taps import Window
 from .windows import Windows
@@ -28,6 +32,7 @@ def max_pool2d(
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = geometry.max_pool2d(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     window = Window(x.shape[2:], shape[2:], kernel_size, stride, padding, dilation)
+    apart = gathered.serves(window)
     y = np.empty(shape, x.dtype)
     offsets = np.empty(shape, _offset_dtype(kernel_size))
 
@@ -42,6 +47,8 @@ def max_pool2d(
             # Runs tell neither which NaN was the last nor -inf from what is around the input.
             if not (np.isnan(highest) or (run.reach_out and y.min() == -np.inf)):
                 return
+        elif apart and gathered.maximum(x, window, y, offsets):
+            return
         taps.maximum(x, window, y, offsets)
 
     _over_planes(piece, window, x.dtype, -np.inf, x, y, offsets)
@@ -58,6 +65,7 @@ def max_pool2d_scatter(
     dilation: Pair,
 ) -> np.ndarray:
     window = Window(input_shape[2:], dy.shape[2:], kernel_size, stride, padding, dilation)
+    apart = gathered.serves(window)
     dx = np.empty(input_shape, dy.dtype)
 
     def piece(
@@ -65,6 +73,8 @@ def max_pool2d_scatter(
     ) -> None:
         if run is not None and rows is not None:
             run.merge(_scattered(run, dy, offsets), dx, rows)
+        elif apart:
+            gathered.scatter(dy, offsets, window, dx)
         else:
             _in_compute_dtype(dx, lambda dx: taps.scatter(dy, offsets, window, dx))
 
@@ -110,6 +120,7 @@ def avg_pool2d(
 ) -> np.ndarray:
     shape = geometry.avg_pool2d(x.shape, kernel_size, stride, padding, ceil_mode, divisor_override)
     window = Window(x.shape[2:], shape[2:], kernel_size, stride, padding, (1, 1))
+    apart = gathered.serves(window)
     y = np.empty(shape, x.dtype)
     divisors = _divisors(window, count_include_pad, divisor_override, compute_dtype(x.dtype))
 
@@ -118,7 +129,7 @@ def avg_pool2d(
             sums = run.outputs(_sums(run, run.split(x, rows)))
         else:
             sums = np.empty(y.shape, divisors.dtype)
-            taps.total(x, window, sums)
+            (gathered if apart else taps).total(x, window, sums)
         np.divide(sums, divisors, out=y, casting="unsafe")
 
     _over_planes(piece, window, x.dtype, 0, x, y)
@@ -136,6 +147,7 @@ def avg_pool2d_input_grad(
     divisor_override: int | None,
 ) -> np.ndarray:
     window = Window(input_shape[2:], dy.shape[2:], kernel_size, stride, padding, (1, 1))
+    apart = gathered.serves(window)
     dx = np.empty(input_shape, dy.dtype)
     divisors = _divisors(window, count_include_pad, divisor_override, compute_dtype(dy.dtype))
 
@@ -143,6 +155,8 @@ def avg_pool2d_input_grad(
         share = np.divide(dy, divisors, dtype=divisors.dtype, casting="unsafe")
         if run is not None and rows is not None:
             run.merge(_spread(run, share), dx, rows)
+        elif apart:
+            gathered.spread(share, window, dx)
         else:
             _in_compute_dtype(dx, lambda dx: taps.spread(share, window, dx))
 
