@@ -13,7 +13,11 @@ from adjoint.engine import Tensor
 from adjoint.engine.operations.define import functions
 from adjoint.engine.operations.positions import sorted_sums, sums_at
 
-torch = pytest.importorskip("torch", reason="the reference is PyTorch (extra `peers`)")
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    """The reference."""
+    return pytest.importorskip("torch", reason="the reference is PyTorch (extra `peers`)")
 
 
 def as_index(index: Any, kind: Any) -> Any:
@@ -72,7 +76,7 @@ CASES = st.sampled_from([(3, 4), (5,), (2, 3, 4), (3, 1, 2, 2), (0, 3)]).flatmap
 
 @given(CASES)
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_getitem_is_that_of_pytorch(case: tuple[tuple[int, ...], Any]) -> None:
+def test_getitem_is_that_of_pytorch(torch: Any, case: tuple[tuple[int, ...], Any]) -> None:
     shape, index = case
     values = np.random.default_rng(0).standard_normal(shape)
     mine: Any = Tensor(values.copy(), requires_grad=True)
@@ -94,7 +98,7 @@ def test_getitem_is_that_of_pytorch(case: tuple[tuple[int, ...], Any]) -> None:
 
 @given(CASES, st.booleans())
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_setitem_is_that_of_pytorch(case: tuple[tuple[int, ...], Any], scalar: bool) -> None:
+def test_setitem_is_that_of_pytorch(torch: Any, case: tuple[tuple[int, ...], Any], scalar: bool) -> None:
     shape, index = case
     rng = np.random.default_rng(0)
     values = rng.standard_normal(shape)
@@ -160,7 +164,7 @@ def test_sums_at_equal_positions_are_exact_on_either_path() -> None:
     np.testing.assert_array_equal(infinite, [3.0, np.inf])
 
 
-def test_views_write_through_and_gradients_follow() -> None:
+def test_views_write_through_and_gradients_follow(torch: Any) -> None:
     x: Any = Tensor(np.arange(12.0).reshape(3, 4), requires_grad=True)
     y = x * 1
     y[1, 1:3] *= 10

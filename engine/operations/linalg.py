@@ -190,7 +190,7 @@ class Linear(Operation):
         rows = x if x.ndim == 2 else x.reshape(_count(x.shape[:-1]), x.shape[-1])
         result = _wide(rows) @ _wide(weight).T if half else rows @ weight.T
         if bias is not None:
-            result += arrays[2]
+            result += _wide(arrays[2]) if half else arrays[2]
         if half:
             result = result.astype(dtype)
         return result if x.ndim == 2 else result.reshape(*x.shape[:-1], weight.shape[0])
