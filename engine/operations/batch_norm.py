@@ -55,8 +55,7 @@ class BatchNorm(Operation):
 
     def backward(ctx, grad: Tensor, *_: Optional) -> tuple[Optional, Optional, Optional]:
         x, weight, mean, scale = ctx.saved
-        results = BatchNormGrad.apply(grad, x, weight, mean=mean._data, scale=scale._data, eps=ctx.eps)
-        return tuple(part if need else None for part, need in zip(results, ctx.needs_input_grad, strict=True))
+        return BatchNormGrad.apply(grad, x, weight, mean=mean._data, scale=scale._data, eps=ctx.eps)
 
 
 _SQUARES = ("nc,nc->c", "ncl,ncl->c")

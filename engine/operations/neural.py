@@ -53,7 +53,7 @@ class Conv2d(_Convolution):
                 grad, saved[0], weight_shape=ctx.weight_shape, **ctx.geometry()
             )
         if need_bias:
-            by_bias = grad.flatten(2).sum(2).sum(0)  # several times faster in NumPy than all three at once
+            by_bias = grad.sum((0, 2, 3))
         return by_x, by_weight, by_bias
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...engine import Tensor
-from ...engine.backend import is_array
+from ...engine.backend import array_module, is_array
 from ...engine.operations.sampling import randperm
 from ...engine.random import Generator
 from ...engine.tensor import as_array, wrap
@@ -50,10 +50,13 @@ class TensorDataset(Dataset):
     def get_batch(self, indices: Sequence[int]) -> list[Tensor]:
         """The samples at `indices`, as one tensor for each of the dataset's."""
         rows = np.asarray(indices)
-        return [
-            tensor[rows] if tensor.requires_grad else wrap(tensor._data.take(rows, 0))
-            for tensor in self.tensors
-        ]
+        return [_taken(tensor, rows) for tensor in self.tensors]
+
+
+def _taken(tensor: Tensor, rows: np.ndarray) -> Tensor:
+    if tensor.requires_grad:
+        return tensor[rows]
+    return wrap(tensor._data.take(array_module(tensor._data).asarray(rows), 0))  # much faster than an index
 
 
 class Subset(Dataset):

@@ -19,12 +19,12 @@ def check_tensor(operation: str, name: str, value: Any) -> Tensor:
 
 def pair(operation: str, name: str, value: Any, least: int) -> Pair:
     """An int, or a sequence of one or two, as (height, width)."""
-    if type(value) is int:
+    if type(value) is int and value >= least:
+        return value, value
+    if hasattr(value, "__index__"):
         value = (value, value)
     elif isinstance(value, tuple | list):
         value = tuple(value) * (2 if len(value) == 1 else 1)
-    elif hasattr(value, "__index__"):
-        value = (value, value)
     else:
         raise TypeError(f"{operation}: {name} must be an integer or a pair of them, got {value!r}")
     if len(value) != 2 or not all(

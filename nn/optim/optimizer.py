@@ -168,7 +168,7 @@ class Optimizer:
             for group, known in zip(self.param_groups, saved, strict=True)
             for parameter, number in zip(group["params"], known["params"], strict=True)
         }
-        loaded = defaultdict(dict)
+        loaded: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         for number, known in states.items():
             if number not in by_number:
                 raise ValueError(f"{name}: there is state for parameter {number}, which is in no group")
