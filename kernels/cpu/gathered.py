@@ -30,7 +30,7 @@ def maximum(x: np.ndarray, window: Window, y: np.ndarray, offsets: np.ndarray) -
 
 def scatter(dy: np.ndarray, offsets: np.ndarray, window: Window, dx: np.ndarray) -> None:
     dx.fill(0)
-    planes, rows, columns = np.indices(dy.shape, sparse=True)
+    planes, rows, columns = np.ix_(*(np.arange(count) for count in dy.shape))
     i, j = np.divmod(offsets, window.kernel_size[1], dtype=np.intp)
     dx[planes, rows * window.stride[0] + i, columns * window.stride[1] + j] = dy
 
