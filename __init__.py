@@ -1,5 +1,9 @@
 """adjoint: gradients and neural networks for NumPy and CuPy arrays."""
 
+from math import e, inf, nan, pi
+
+from ml_dtypes import finfo, iinfo
+
 from . import nn
 from .engine import autograd, cuda
 from .engine.backend import Device as device
@@ -52,6 +56,7 @@ from .engine.operations.conversion import (
 from .engine.operations.creation import (
     arange,
     as_tensor,
+    asarray,
     empty,
     empty_like,
     eye,
@@ -79,6 +84,7 @@ from .engine.operations.elementwise import (
     atanh,
     ceil,
     clamp,
+    clip,
     cos,
     cosh,
     exp,
@@ -129,6 +135,8 @@ from .engine.operations.indexing import (
 )
 from .engine.operations.joining import (
     cat,
+    concat,
+    concatenate,
     hstack,
     meshgrid,
     pad,
