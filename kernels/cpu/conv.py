@@ -14,7 +14,7 @@ from .columns import Block, Piece, Unfolding
 
 # Up to this many multiplications OpenBLAS computes a product on the calling thread: pieces go to our threads.
 _SMALL_PRODUCT = (1 << 19) - 1
-_SMALL_PIECE_BYTES = 2 << 20
+_SMALL_PIECE_BYTES = 1 << 20
 _LARGE_PIECE_BYTES = 4 << 20
 
 
