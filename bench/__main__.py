@@ -17,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from . import ceilings, chart, report
+from . import ceilings, chart, machine, report
 from .library import load_ours, load_peer
 from .runner import ROOT, Row, Runner
 from .suites import SUITES
@@ -54,14 +54,15 @@ def main(given: list[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     limits = ceilings.measure(options.device, peer, options.quick)
-    machine = report.describe_machine(ours, peer, limits)
-    print(report.headline(machine), flush=True)
+    facts = machine.describe(ours, peer, limits)
+    print(machine.headline(facts), flush=True)
     runner = Runner(ours, peer, limits, QUICK if options.quick else FULL)
     rows: list[Row] = []
     judged: list[report.Verdict] = []
     for name in options.suites or SUITES:
         suite = SUITES[name]
         measured = []
+        others = machine.Others()
         for case in suite.cases(options.device):
             _progress(f"{name}: {case.operation} {case.shape}")
             measured.append(runner.run(name, case))
@@ -69,9 +70,12 @@ def main(given: list[str] | None = None) -> int:
         if measured:
             verdicts = report.verdicts(measured, suite.goals if options.device == "cpu" else ())
             print(f"\n{name}\n{report.table(measured)}", *verdicts, sep="\n", flush=True)
+            facts["others"][name] = busy = others.processors()
+            if busy is not None and busy > machine.QUIET:
+                print(f"other processes used {busy:.1f} processors meanwhile: do not quote these times")
             rows += measured
             judged += verdicts
-    _write(options, machine, rows, judged)
+    _write(options, facts, rows, judged)
     return 0
 
 
@@ -80,18 +84,18 @@ def _progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _write(options: argparse.Namespace, machine: dict, rows: list[Row], judged: list[report.Verdict]) -> None:
+def _write(options: argparse.Namespace, facts: dict, rows: list[Row], judged: list[report.Verdict]) -> None:
     """Results of a GPU are kept in the repository; those of a CPU go where nothing is committed."""
     kept = options.device == "cuda" and not options.quick
     folder = ROOT / "bench" / "results" if kept else ROOT / "build" / "bench"
-    stem = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
+    stem = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
     numbers, picture = options.json or folder / f"{stem}.json", options.chart or folder / f"{stem}.png"
-    report.write_json(numbers, machine, rows, judged)
+    report.write_json(numbers, facts, rows, judged)
     print(f"\nnumbers: {numbers}")
     if not rows:
         return
     try:
-        chart.draw(picture, rows, report.headline(machine), options.against)
+        chart.draw(picture, rows, machine.headline(facts), options.against)
     except ImportError as error:
         print(f"no chart: {error}; pip install '.[examples]'")
     else:

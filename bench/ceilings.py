@@ -41,7 +41,7 @@ def _best(run: Callable[[], object], repeats: int) -> float:
 
 def _cpu(peer: Library | None, quick: bool) -> Ceilings:
     # Far beyond the last cache, and cut into one part for each thread.
-    size, side, repeats = (1 << 22, 512, 2) if quick else (1 << 26, 2048, 5)
+    size, side, repeats = (1 << 22, 512, 2) if quick else (1 << 26, 2048, 10)
     source, target = np.ones(size, np.float32), np.empty(size, np.float32)
     parts = [slice(i * size // THREADS, (i + 1) * size // THREADS) for i in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as pool:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .case import Goal
-from .ceilings import Ceilings
-from .library import THREADS, Library
 from .runner import Row
 from .timing import geometric_mean
 
@@ -108,53 +102,6 @@ def verdicts(rows: Sequence[Row], goals: Sequence[Goal]) -> list[Verdict]:
     return result
 
 
-def describe_machine(ours: Library, peer: Library | None, ceilings: Ceilings) -> dict[str, Any]:
-    """Device, versions, threads and ceilings."""
-    names = ("numpy", "cupy-cuda12x", "cupy-cuda13x")
-    versions = {name: metadata.version(name) for name in names if _installed(name)}
-    versions |= {library.name: library.version for library in (ours, peer) if library is not None}
-    return {
-        "device": device_name(ours.device),
-        "threads": THREADS,
-        "tf32": "off on both sides",
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "versions": versions,
-        "bandwidth_bytes_per_s": ceilings.bandwidth,
-        "matmul_operations_per_s": ceilings.rates,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-
-
-def headline(machine: dict[str, Any]) -> str:
-    """The machine in a few lines, and a warning where others are at work on it."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    matmul = machine["matmul_operations_per_s"]
-    rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in matmul.items())
-    bandwidth = machine["bandwidth_bytes_per_s"] / 1e9
-    load, threads = machine["load"], machine["threads"]
-    busy = load is not None and load > 0.5 * threads
-    warning = f"\nload average {load:.1f} at the start: others use this machine, expect noise" if busy else ""
-    return (
-        f"{machine['device']}, {threads} threads on both sides, TF32 {machine['tf32']}\n{versions}\n"
-        f"ceilings measured here: copy {bandwidth:,.1f} GB/s, matmul {rates}{warning}"
-    )
-
-
-def device_name(device: str) -> str:
-    """The processor's or the GPU's own name."""
-    if device == "cuda":
-        import cupy
-
-        return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    model = models[0] if models else platform.processor() or platform.machine()
-    return f"{model} ({os.cpu_count()} processors)"
-
-
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], judged: Sequence[Verdict]) -> None:
     """Everything that was measured."""
     entries = []
@@ -168,11 +115,3 @@ def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], judged:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine, "rows": entries, "summaries": summaries}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -11,7 +11,7 @@ import pytest
 
 import adjoint as ad
 from bench import __main__ as command
-from bench import report
+from bench import machine, report
 from bench.case import Counted, Goal, Suite, Timed
 from bench.ceilings import Ceilings
 from bench.library import Library, load_peer
@@ -95,6 +95,18 @@ def test_bytes_and_operations_of_a_case():
     assert (strided.out, str(strided)) == (5, "(1,8,9²)→8 3×3/2 p1 g4")
     half = pooling.case("max_pool2d", pooling.Pool(2, 3, 8, 2, 2), "bfloat16")
     assert half.bytes == 2 * 2 * (2 * 3 * 64 + 2 * 3 * 16) + 2 * (2 * 3 * 16)
+
+
+def test_processors_used_by_others(monkeypatch):
+    # Seconds of wall-clock time, of all processors' work, and of our own.
+    readings = iter([(100.0, 40.0, 7.0), (102.0, 43.5, 8.5)])
+    monkeypatch.setattr(machine.Others, "_now", staticmethod(lambda: next(readings)))
+    assert machine.Others().processors() == pytest.approx((3.5 - 1.5) / 2)
+
+
+@pytest.mark.skipif(not machine.STAT.exists(), reason="there is no /proc/stat")
+def test_the_work_of_others_is_known_here():
+    assert machine.Others().processors() >= 0
 
 
 # ---- report
@@ -185,6 +197,7 @@ def test_a_run_prints_a_table_and_writes_json_and_chart(monkeypatch, tmp_path, c
     assert "7.00 kB" in printed
     assert "goal ≤ 1.00 B: missed" in printed
     assert content["machine"]["threads"] >= 1
+    assert content["machine"]["others"].keys() == {"tiny"}
     assert content["machine"]["versions"]["adjoint"] == ad.__version__
     if against:
         assert square["ratio"] == pytest.approx(square["peer"]["median"] / square["ours"]["median"])
