@@ -54,6 +54,7 @@ test-gpu: gpu $(call needs,test$(comma)examples$(comma)cuda12) ## run the tests 
 
 lint: $(call needs,lint) .path/adjoint ## ruff and mypy
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	MYPYPATH=.path $(RUN) -m mypy -p adjoint
 
 bench: $(call needs,$(BENCH_EXTRAS)) ## measure on the CPU, against PyTorch (PEERS= for ours alone)

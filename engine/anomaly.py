@@ -25,9 +25,7 @@ class _Place(NamedTuple):
 
     def __str__(self) -> str:
         source = linecache.getline(self.file, self.line).strip()
-        return f'File "{self.file}", line {self.line}, in {self.function}' + (
-            f"\n    {source}" if source else ""
-        )
+        return f'File "{self.file}", line {self.line}, in {self.function}' + (f"\n    {source}" if source else "")
 
 
 def _calling_place() -> tuple[_Place | None, bool]:
@@ -68,9 +66,7 @@ class detect_anomaly(Watcher):
         operation.called_at = place
         # Inside a backward, a NaN may yet be masked away: there only what a whole backward returns counts.
         if self.check_nan and not in_backward and _has_nan(output) and not _has_nan(inputs):
-            raise RuntimeError(
-                f"{operation.name} made NaN from inputs without NaN; it was called at\n  {place}"
-            )
+            raise RuntimeError(f"{operation.name} made NaN from inputs without NaN; it was called at\n  {place}")
 
     def passed_backward(self, operation: Any, grads: Any, returned: tuple[Any, ...]) -> None:
         """Raise where the backward of `operation` made a NaN."""
@@ -82,8 +78,7 @@ class detect_anomaly(Watcher):
         place = getattr(operation, "called_at", None)
         called = f"it was called at\n  {place}" if place else "detect_anomaly() around forward shows where"
         raise RuntimeError(
-            f"backward of {operation.name} made NaN in the gradient of input {wrong} "
-            f"from {origin}; {called}"
+            f"backward of {operation.name} made NaN in the gradient of input {wrong} from {origin}; {called}"
         )
 
 

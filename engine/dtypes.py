@@ -67,7 +67,7 @@ def is_half(dtype: np.dtype) -> bool:
 
 
 def promote_types(first: np.dtype, second: np.dtype) -> np.dtype:
-    """The dtype in which two arrays of these dtypes meet: within a kind the wider, across kinds the higher kind's own."""
+    """The dtype in which arrays of two dtypes meet: within a kind the wider, across kinds the higher kind's own."""
     if first == second:
         return first
     difference = _CATEGORY[first] - _CATEGORY[second]

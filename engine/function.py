@@ -102,9 +102,7 @@ class FunctionNode(Operation):
             self.outputs = [(v.shape, v.dtype) if isinstance(v, Tensor) else None for v in values]
         for tensor in self.ctx._dirty:
             if _position(tensor, values) is None:
-                raise RuntimeError(
-                    f"{self.name}: an argument given to mark_dirty is not an output of forward"
-                )
+                raise RuntimeError(f"{self.name}: an argument given to mark_dirty is not an output of forward")
         outputs = tuple([self._output(i, value, args, recorded) for i, value in enumerate(values)])
         if recorded:
             self.saved_entries = [self._entry(tensor, args, outputs) for tensor in self.ctx._to_save]
@@ -119,9 +117,7 @@ class FunctionNode(Operation):
         if _position(value, self.ctx._dirty) is not None:
             inplace.check_may_change(value, self.name)
             return inplace.record_change(value, edge)
-        if (
-            _position(value, args) is not None or value._edge is not None
-        ):  # made elsewhere, so it is not changed
+        if _position(value, args) is not None or value._edge is not None:  # made elsewhere, so it is not changed
             base = value if value._view is None else value._view.base
             value = wrap(value._data, None, value._versions)
             if edge is not None:
@@ -146,9 +142,7 @@ class FunctionNode(Operation):
         if len(returned) > count and all(grad is None for grad in returned[count:]):
             returned = returned[:count]
         if len(returned) != count:
-            raise RuntimeError(
-                f"{self.name}.backward returned {len(returned)} gradients for {count} arguments"
-            )
+            raise RuntimeError(f"{self.name}.backward returned {len(returned)} gradients for {count} arguments")
         for i, grad in enumerate(returned):
             if grad is None:
                 continue
@@ -156,9 +150,7 @@ class FunctionNode(Operation):
                 kind = type(grad).__name__
                 raise TypeError(f"{self.name}.backward: gradient {i} must be a Tensor or None, got {kind}")
             if not self.takes_tensor[i]:
-                raise RuntimeError(
-                    f"{self.name}.backward: argument {i} is no Tensor, so its gradient must be None"
-                )
+                raise RuntimeError(f"{self.name}.backward: argument {i} is no Tensor, so its gradient must be None")
         return returned
 
 
@@ -212,9 +204,7 @@ class _NotTwice(Operation):
         self.outputs = [(g.shape, g.dtype) if isinstance(g, Tensor) else None for g in grads]
 
     def backward(self, *grads: Any) -> Any:
-        raise RuntimeError(
-            f"{self.of}: its backward is marked once_differentiable, so it has no second derivative"
-        )
+        raise RuntimeError(f"{self.of}: its backward is marked once_differentiable, so it has no second derivative")
 
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:

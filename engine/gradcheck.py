@@ -69,9 +69,7 @@ def gradgradcheck(
         for output in _differentiable(func(*given)):
             shape = (*output.shape, 2) if gen_non_contig_grad_outputs else output.shape
             array = transfer(rng.standard_normal(shape), device_of(output._data)).astype(output.dtype)
-            weights.append(
-                Tensor(array[..., 0] if gen_non_contig_grad_outputs else array, requires_grad=True)
-            )
+            weights.append(Tensor(array[..., 0] if gen_non_contig_grad_outputs else array, requires_grad=True))
     else:
         weights = [weight.detach().requires_grad_() for weight in _as_tuple(grad_outputs)]
 
@@ -130,9 +128,7 @@ class _Check:
         size = self.targets[j].numel()
         columns = [self._difference(j, direction) for direction in np.eye(size)]
         for k, output in enumerate(self.all_outputs):
-            numeric = (
-                np.stack([column[k] for column in columns], axis=1) if size else np.zeros((output.numel(), 0))
-            )
+            numeric = np.stack([column[k] for column in columns], axis=1) if size else np.zeros((output.numel(), 0))
             if not output.requires_grad:
                 if np.abs(numeric).max(initial=0) > self.atol:
                     raise GradcheckError(
@@ -143,9 +139,7 @@ class _Check:
             number = next(i for i, other in enumerate(self.outputs) if other is output)
             rows = [self._backward(number, weight)[j] for weight in np.eye(output.numel())]
             analytic = np.stack(rows) if rows else np.zeros((0, size))
-            self._compare(
-                j, k, analytic, numeric, "Jacobian (rows: elements of the output, columns: of the input)"
-            )
+            self._compare(j, k, analytic, numeric, "Jacobian (rows: elements of the output, columns: of the input)")
 
     def _compare_direction(self, j: int) -> None:
         direction = self._random(self.targets[j].numel())
@@ -157,9 +151,7 @@ class _Check:
             if output.requires_grad:
                 number = next(i for i, other in enumerate(self.outputs) if other is output)
                 analytic = np.array(self._backward(number, weight)[j] @ direction)
-            self._compare(
-                j, k, analytic, numeric, "derivative along one random direction (fast_mode=False shows more)"
-            )
+            self._compare(j, k, analytic, numeric, "derivative along one random direction (fast_mode=False shows more)")
 
     def _compare(self, j: int, k: int, analytic: Any, numeric: Any, what: str) -> None:
         wrong = ~(np.abs(analytic - numeric) <= self.atol + self.rtol * np.abs(numeric))  # NaN is wrong too
@@ -175,9 +167,7 @@ class _Check:
 
     def _check_repeats(self, k: int) -> None:
         weight = self._random(self.outputs[k].numel())
-        for i, first, second in zip(
-            self.positions, self._backward(k, weight), self._backward(k, weight), strict=True
-        ):
+        for i, first, second in zip(self.positions, self._backward(k, weight), self._backward(k, weight), strict=True):
             difference = np.abs(first - second).max(initial=0)
             if difference > self.nondet:
                 raise GradcheckError(

@@ -69,7 +69,7 @@ def grad(
             results[i] = wrap(array_module(tensor._data).zeros_like(tensor._data))
         elif not allow_unused:
             raise RuntimeError(
-                f"grad: the outputs do not depend on input {i} (shape {tensor.shape}); give allow_unused=True to get None"
+                f"grad: the outputs do not depend on input {i} (shape {tensor.shape}); allow_unused=True gives None"
             )
     return tuple(results)
 

@@ -84,7 +84,7 @@ def run(
     arriving: list[tuple[Edge, Tensor]] = list(roots)
     while True:
         for edge, grad in arriving:
-            node, index, shape, dtype = edge
+            node, index, _, _ = edge
             order = node.order
             waiting = gradients.get(order)
             if waiting is None:

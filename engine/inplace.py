@@ -62,7 +62,7 @@ def check_may_change(target: Tensor, name: str) -> None:
                 )
             if view.steps is None:
                 raise RuntimeError(
-                    f"{name}: a view that was made under no_grad() or returned by a Function cannot be changed in place in "
+                    f"{name}: a view made under no_grad() or returned by a Function cannot be changed in place in "
                     "grad mode; make the view in grad mode, or clone() it first"
                 )
     array = target._data

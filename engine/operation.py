@@ -99,7 +99,7 @@ class Operation:
         raise NotImplementedError(f"{type(ctx).__name__}.backward")
 
     def view_step(ctx, position: int) -> tuple[type[Operation], dict[str, Any]]:
-        """For views with several outputs: the operation, with its settings, that makes the output at `position` alone."""
+        """For views with several outputs: the operation and settings that make the output at `position` alone."""
         raise NotImplementedError(f"{type(ctx).__name__}.view_step")
 
     # What forward may ask to be kept. Several calls add up; `saved` returns all in that order.

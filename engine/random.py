@@ -69,9 +69,7 @@ class Generator:
         data = as_array(state)
         size = _PCG64.size + 8
         if data.dtype != np.uint8 or data.shape != (size,):
-            raise ValueError(
-                f"set_state: expected a uint8 tensor of shape ({size},), got {data.dtype} of {data.shape}"
-            )
+            raise ValueError(f"set_state: expected a uint8 tensor of shape ({size},), got {data.dtype} of {data.shape}")
         value, increment, has_half, half = _PCG64.unpack(data[:-8].tobytes())
         (self._seed,) = struct.unpack("<Q", data[-8:].tobytes())
         self.stream.bit_generator.state = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import backend
-from .backend import Device
+from .array_holder import ArrayHolder
 from .dtypes import as_dtype, get_default_dtype, is_floating
 from .grad_mode import mode
 
@@ -41,7 +41,7 @@ def replay(steps: Steps, source: Tensor) -> Tensor:
     return source
 
 
-class Tensor:
+class Tensor(ArrayHolder):
     """An n-dimensional array that can be differentiated.
 
     `Tensor(data)` shares an array and converts anything else. Methods and operators are PyTorch's; they are the
@@ -49,7 +49,6 @@ class Tensor:
     """
 
     # Class attributes are the defaults, so that making a tensor sets only what differs: it happens at every operation.
-    _data: Any
     _versions: list[int]  # one count of in-place changes, shared by all views of a memory
     _edge: Edge | None = None
     _view: View | None = None
@@ -101,8 +100,6 @@ class Tensor:
         def __getitem__(self, index: Any) -> Tensor: ...
         def __setitem__(self, index: Any, value: Any) -> None: ...
 
-    # ---- the array
-
     @property
     def data(self) -> Any:
         """The NumPy or CuPy array itself. Setting it counts as a change in place."""
@@ -119,78 +116,6 @@ class Tensor:
                 self._edge = self._edge._replace(shape=array.shape, dtype=array.dtype)
         self._versions[0] += 1
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The number of elements along each dimension."""
-        return self._data.shape
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return self._data.ndim
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The type of the elements, a NumPy dtype."""
-        return self._data.dtype
-
-    @property
-    def device(self) -> Device:
-        """Where the array lives."""
-        return backend.device_of(self._data)
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether the array lives on a GPU."""
-        return not isinstance(self._data, np.ndarray)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return self._data.dtype.itemsize
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return self._data.nbytes
-
-    def size(self, dim: int | None = None) -> Any:
-        """The shape, or the number of elements along `dim`."""
-        return self._data.shape if dim is None else self._data.shape[dim]
-
-    def dim(self) -> int:
-        """The number of dimensions."""
-        return self._data.ndim
-
-    def numel(self) -> int:
-        """The number of elements."""
-        return self._data.size
-
-    nelement = numel
-
-    def element_size(self) -> int:
-        """Bytes of one element."""
-        return self._data.dtype.itemsize
-
-    def stride(self, dim: int | None = None) -> Any:
-        """Steps between neighbours along each dimension, or along `dim`, in elements."""
-        strides = tuple(step // self._data.dtype.itemsize for step in self._data.strides)
-        return strides if dim is None else strides[dim]
-
-    def is_contiguous(self) -> bool:
-        """Whether the elements lie in memory in C order without gaps."""
-        return bool(self._data.flags.c_contiguous)
-
-    def is_floating_point(self) -> bool:
-        """Whether the dtype is a floating one."""
-        return is_floating(self._data.dtype)
-
-    def data_ptr(self) -> int:
-        """The address of the first element."""
-        return self._data.ctypes.data if isinstance(self._data, np.ndarray) else self._data.data.ptr
-
-    # ---- out of the tensor
-
     def numpy(self) -> np.ndarray:
         """The NumPy array that this tensor wraps (shared). It must be on the CPU and need no gradient."""
         if self.requires_grad:
@@ -199,47 +124,10 @@ class Tensor:
             raise TypeError(f"numpy: this tensor is on {self.device}; use tensor.cpu().numpy()")
         return self._data
 
-    def item(self) -> Any:
-        """The only element as a Python number; on a GPU this waits for its work."""
-        if self._data.size != 1:
-            raise RuntimeError(f"item: expected a tensor of one element, got shape {self.shape}")
-        return self._data.item()
-
-    def tolist(self) -> Any:
-        """The elements as nested lists of Python numbers."""
-        return self._data.tolist()
-
-    def __bool__(self) -> bool:
-        if self._data.size != 1:
-            raise RuntimeError(f"the truth of a tensor of shape {self.shape} is ambiguous: use any() or all()")
-        return bool(self._data.item())
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __int__(self) -> int:
-        return int(self.item())
-
-    def __index__(self) -> int:
-        if self._data.dtype.kind not in "iub":
-            raise TypeError(f"only an integer tensor of one element is an index, got dtype {self.dtype}")
-        return int(self.item())
-
-    def __complex__(self) -> complex:
-        return complex(self.item())
-
-    def __len__(self) -> int:
-        if not self._data.ndim:
-            raise TypeError("len() of a 0-d tensor")
-        return len(self._data)
-
     def __iter__(self) -> Iterator[Tensor]:
         if not self._data.ndim:
             raise TypeError("iteration over a 0-d tensor")
         return iter(self.unbind(0))
-
-    def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if self._data.ndim == 0 else object.__format__(self, spec)
 
     def __repr__(self) -> str:
         from .printing import tensor_repr
@@ -278,8 +166,6 @@ class Tensor:
             copy.grad = wrap(self.grad._data.copy())
         return copy
 
-    # ---- the gradient
-
     @property
     def grad(self) -> Tensor | None:
         """What backward has added up here: None, or a tensor of this one's shape and dtype."""
@@ -305,7 +191,9 @@ class Tensor:
         if bool(needed) == self.requires_grad:
             return
         if not self.is_leaf:
-            raise RuntimeError("requires_grad can only be changed on leaves; use detach() for a tensor without gradient")
+            raise RuntimeError(
+                "requires_grad can only be changed on leaves; use detach() for a tensor without gradient"
+            )
         if needed and not is_floating(self._data.dtype):
             raise RuntimeError(f"requires_grad: only floating tensors have gradients, got dtype {self.dtype}")
         from .graph import leaf_edge
@@ -349,7 +237,7 @@ class Tensor:
                     mode.grad = before
             elif view.steps is None and self._edge is not None:
                 raise RuntimeError(
-                    "a view that a Function returned has been changed in place, itself or through its base: its gradient "
+                    "a view that a Function returned was changed in place, itself or through its base: its gradient "
                     "is not known any more; return a clone from the Function"
                 )
             view.version = self._versions[0]
@@ -437,6 +325,7 @@ def as_array(data: Any, dtype: Any = None) -> Any:
 
 def _from_python(data: Any) -> np.ndarray:
     """Nested lists of numbers, arrays or tensors as one NumPy array; float32 arrays inside stay float32."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, Tensor):
             return backend.transfer(value._data, backend.CPU)
@@ -453,5 +342,7 @@ def _from_python(data: Any) -> np.ndarray:
 
 def _rebuild(kind: type[Tensor], array: Any, device: str | None, requires_grad: bool) -> Tensor:
     tensor = kind.__new__(kind)
-    Tensor.__init__(tensor, array if device is None else backend.transfer(array, backend.as_device(device)), requires_grad)
+    Tensor.__init__(
+        tensor, array if device is None else backend.transfer(array, backend.as_device(device)), requires_grad
+    )
     return tensor

@@ -70,7 +70,7 @@ def small_digits() -> Digits:
 
 
 def mnist_digits(folder: Path) -> Digits:
-    """MNIST with its margins widened to 32×32: its own split, or of the 10,000 test digits alone the last 2,000 to test."""
+    """MNIST widened to 32×32: its own split, or where there are only the 10,000 test digits, the last 2,000 to test."""
 
     def read(name: str) -> np.ndarray:
         plain = folder / name
@@ -127,7 +127,7 @@ def train(model: nn.Module, digits: Digits, epochs: int, batch_size: int, seed: 
 
 
 def shifted(images: ad.Tensor, background: float, most: int = 2) -> ad.Tensor:
-    """A batch of images moved by up to `most` pixels each way, all alike: a digit is the same wherever it is written."""
+    """The images, all moved by the same up to `most` pixels each way: a digit is the same wherever it is written."""
     down, right = ad.randint(0, 2 * most + 1, (2,)).tolist()
     height, width = images.shape[2:]
     wider = F.pad(images, (most, most, most, most), value=background)
@@ -160,7 +160,9 @@ def draw(path: Path, model: nn.Module, digits: Digits, predictions: np.ndarray, 
     top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
     curves, confusion = top.subplots(1, 2, width_ratios=(3, 2))
     per_epoch = len(history.train) // len(history.test)
-    curves.plot(np.arange(1, len(history.train) + 1) / per_epoch, history.train, lw=0.6, alpha=0.7, label="training step")
+    curves.plot(
+        np.arange(1, len(history.train) + 1) / per_epoch, history.train, lw=0.6, alpha=0.7, label="training step"
+    )
     curves.plot(np.arange(1, len(history.test) + 1), history.test, "o-", label="held-out digits")
     curves.set(xlabel="epoch", ylabel="cross-entropy", yscale="log", title="Loss")
     curves.legend()
@@ -195,11 +197,15 @@ def draw(path: Path, model: nn.Module, digits: Digits, predictions: np.ndarray, 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path, metavar="DIR", help="read MNIST's IDX files from DIR")
-    parser.add_argument("--backend", choices=("numpy", "cupy"), help="default: ADJOINT_BACKEND, else CuPy if there is a GPU")
+    parser.add_argument(
+        "--backend", choices=("numpy", "cupy"), help="default: ADJOINT_BACKEND, else CuPy if there is a GPU"
+    )
     parser.add_argument("--epochs", type=int, help="default: 20, with --mnist 3")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("build/digits"), metavar="DIR", help="default: build/digits")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/digits"), metavar="DIR", help="default: build/digits"
+    )
     result = parser.parse_args()
     for name in ("epochs", "batch_size"):
         value = getattr(result, name)

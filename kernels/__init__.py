@@ -67,9 +67,7 @@ def conv2d_input_grad(
     """The gradient of `conv2d` with respect to x, of the shape `input_shape`."""
     _check_arrays("conv2d_input_grad", dy=dy, weight=weight)
     shape = tuple(input_shape)
-    geometry.conv2d_grad(
-        "conv2d_input_grad", dy.shape, shape, weight.shape, stride, padding, dilation, groups
-    )
+    geometry.conv2d_grad("conv2d_input_grad", dy.shape, shape, weight.shape, stride, padding, dilation, groups)
     return _side(dy).conv2d_input_grad(dy, weight, shape, stride, padding, dilation, groups)
 
 
@@ -130,9 +128,7 @@ def max_pool2d_gather(
     """The element of x that each offset points to: the gradient of `max_pool2d_scatter`."""
     _check_arrays("max_pool2d_gather", x=x)
     _check_offsets("max_pool2d_gather", x, offsets)
-    geometry.max_pool2d_offsets(
-        "max_pool2d_gather", offsets.shape, x.shape, kernel_size, stride, padding, dilation
-    )
+    geometry.max_pool2d_offsets("max_pool2d_gather", offsets.shape, x.shape, kernel_size, stride, padding, dilation)
     return _side(x).max_pool2d_gather(x, offsets, kernel_size, stride, padding, dilation)
 
 
@@ -142,9 +138,7 @@ def max_pool2d_indices(
     """The int64 positions h * W + w in the input plane that the offsets point to: PyTorch's indices."""
     _check_offsets("max_pool2d_indices", offsets, offsets)
     shape = tuple(input_shape)
-    geometry.max_pool2d_offsets(
-        "max_pool2d_indices", offsets.shape, shape, kernel_size, stride, padding, dilation
-    )
+    geometry.max_pool2d_offsets("max_pool2d_indices", offsets.shape, shape, kernel_size, stride, padding, dilation)
     return _side(offsets).max_pool2d_indices(offsets, shape, kernel_size, stride, padding, dilation)
 
 
@@ -160,9 +154,7 @@ def avg_pool2d(
     """The mean of each window of (N, C, H, W)."""
     _check_arrays("avg_pool2d", x=x)
     geometry.avg_pool2d(x.shape, kernel_size, stride, padding, ceil_mode, divisor_override)
-    return _side(x).avg_pool2d(
-        x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    )
+    return _side(x).avg_pool2d(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def avg_pool2d_input_grad(

@@ -60,9 +60,7 @@ def conv2d(
             f"{operation}: bias must have the shape ({k},), one per output channel, got {tuple(bias_shape)}"
         )
     out = []
-    for axis, size, taps, step, pads, gap in zip(
-        _AXES, (h, w), (r, s), stride, padding, dilation, strict=True
-    ):
+    for axis, size, taps, step, pads, gap in zip(_AXES, (h, w), (r, s), stride, padding, dilation, strict=True):
         extent = gap * (taps - 1) + 1
         padded = size + pads[0] + pads[1]
         if extent > padded:
@@ -85,9 +83,7 @@ def conv2d_grad(
     groups: int,
 ) -> None:
     """Check that `dy_shape` is the shape of the convolution's result."""
-    _same(
-        operation, dy_shape, conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups, operation)
-    )
+    _same(operation, dy_shape, conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups, operation))
 
 
 def max_pool2d(
@@ -167,9 +163,7 @@ def avg_pool2d(
 ) -> Shape:
     """Shape of the average-pooled (N, C, H, W)."""
     if divisor_override is not None and (not _is_int(divisor_override) or divisor_override == 0):
-        raise ValueError(
-            f"{operation}: divisor_override must be an integer other than 0, got {divisor_override!r}"
-        )
+        raise ValueError(f"{operation}: divisor_override must be an integer other than 0, got {divisor_override!r}")
     return _pool2d(operation, x_shape, kernel_size, stride, padding, (1, 1), ceil_mode)
 
 
@@ -226,9 +220,7 @@ def softmax_cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{operation}: label_smoothing must be between 0 and 1, got {label_smoothing!r}")
     if not target_is_integer and ignore_index >= 0:
-        raise ValueError(
-            f"{operation}: ignore_index={ignore_index} has no meaning for a target of probabilities"
-        )
+        raise ValueError(f"{operation}: ignore_index={ignore_index} has no meaning for a target of probabilities")
 
 
 def _pool2d(
@@ -252,8 +244,7 @@ def _pool2d(
             raise ValueError(f"{operation}: input needs at least one element in {axis}, got {tuple(x_shape)}")
         if pad > taps // 2:
             raise ValueError(
-                f"{operation}: padding must be at most half the kernel, "
-                f"got padding {pad} and kernel {taps} in {axis}"
+                f"{operation}: padding must be at most half the kernel, got padding {pad} and kernel {taps} in {axis}"
             )
         extent = gap * (taps - 1) + 1
         room = size + 2 * pad - extent

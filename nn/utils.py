@@ -39,9 +39,7 @@ def clip_grad_norm_(
     norms = module.stack([transfer(_norm(module, gradient._data, order), device) for gradient in gradients])
     total = _norm(module, norms, order)
     if error_if_nonfinite and not math.isfinite(total.item()):
-        raise RuntimeError(
-            f"clip_grad_norm_: the norm of the gradients is {total.item()}; nothing was changed"
-        )
+        raise RuntimeError(f"clip_grad_norm_: the norm of the gradients is {total.item()}; nothing was changed")
     factor = np.minimum(float(max_norm) / (total + 1e-6), 1.0)
     for gradient in gradients:
         array = gradient._data

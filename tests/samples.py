@@ -34,8 +34,7 @@ class Sample:
     @property
     def id(self) -> str:
         """A name for the row from what it is called with."""
-        return "-".join([self.name, *(_short(arg) for arg in self.args), *map(str, self.settings.values()),
-        self.note])
+        return "-".join([self.name, *(_short(arg) for arg in self.args), *map(str, self.settings.values()), self.note])
 
 
 def _short(value: Any) -> str:
@@ -72,8 +71,15 @@ def mask(*shape: int) -> np.ndarray:
     return values
 
 
-PAIRS = [((3, 4), (3, 4)), ((3, 4), (4,)), ((1, 3), (2, 4, 3)), ((2, 1), (1, 3)), ((), (2, 3)), ((0, 3), (1,
-3)), ((), ())]
+PAIRS = [
+    ((3, 4), (3, 4)),
+    ((3, 4), (4,)),
+    ((1, 3), (2, 4, 3)),
+    ((2, 1), (1, 3)),
+    ((), (2, 3)),
+    ((0, 3), (1, 3)),
+    ((), ()),
+]
 SHAPES = [(), (0, 3), (5,), (2, 3, 4)]
 
 samples: list[Sample] = []
@@ -108,8 +114,7 @@ for _name, (_make, _numpy) in _UNARY.items():
         row(_name, _make(*_shape), numpy=_numpy)
 row("sigmoid", np.array([-1000.0, -20.0, 20.0, 1000.0]), note="large", halves=False)
 row("tanh", np.array([-300.0, 300.0]), note="large", halves=False)
-for _name, _numpy in {"ceil": "ceil", "floor": "floor", "trunc": "trunc", "sign": "sign",
-"round": "round"}.items():
+for _name, _numpy in {"ceil": "ceil", "floor": "floor", "trunc": "trunc", "sign": "sign", "round": "round"}.items():
     row(_name, distinct(3, 4), numpy=_numpy)
 row("round", normal(3, 4), decimals=1, halves=False)
 for _name in ("isnan", "isinf", "isfinite", "logical_not"):
@@ -158,8 +163,7 @@ for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
 row("isclose", np.array([1.0, 1.0, np.nan, np.inf]), np.array([1.0 + 1e-7, 1.1, np.nan, np.inf]),
     differentiable=False,
     halves=False)  # fmt: skip
-row("isclose", np.array([1.0, np.nan]), np.array([1.2, np.nan]), rtol=0.5, equal_nan=True,
-    differentiable=False)
+row("isclose", np.array([1.0, np.nan]), np.array([1.2, np.nan]), rtol=0.5, equal_nan=True, differentiable=False)
 row("allclose", np.array([1.0, 2.0]), np.array([1.0, 2.1]), differentiable=False)
 row("allclose", np.array([1.0, 2.0]), np.array([1.0, 2.1]), rtol=0.1, differentiable=False)
 row("equal", normal(3), normal(3), differentiable=False)
@@ -189,8 +193,7 @@ row("sum", normal(3, 4) + 1e4, dim=1, note="offset", halves=False)
 row("var", normal(40) + 1e4, note="offset", halves=False)
 row("var", normal(3, 4), dim=1, correction=0, tolerance=4)
 row("std", normal(3, 4), dim=1, unbiased=False, tolerance=4)
-row("std", np.full((3,), 2.0), note="flat", reference=lambda torch, x: torch.std(x), twice=False,
-    differentiable=False)
+row("std", np.full((3,), 2.0), note="flat", reference=lambda torch, x: torch.std(x), twice=False, differentiable=False)
 row("var_mean", normal(3, 4), dim=1, tolerance=4)
 row("std_mean", normal(3, 4), dim=1, tolerance=4)
 row("prod", between(0.5, 2, 3, 4), 1)
@@ -211,8 +214,7 @@ for _name in ("max", "min"):
     row(_name, distinct(3, 4), 0, keepdim=True)
 for _name in ("argmax", "argmin"):
     row(_name, distinct(3, 4), numpy=_name, differentiable=False)
-    row(_name, np.array([[2.0, 2.0, 1.0], [np.nan, 3.0, 3.0]]), 1, keepdim=True, differentiable=False,
-        note="ties")
+    row(_name, np.array([[2.0, 2.0, 1.0], [np.nan, 3.0, 3.0]]), 1, keepdim=True, differentiable=False, note="ties")
 row("median", distinct(3, 5), 1)
 row("median", distinct(3, 4))
 row("median", np.array([1.0, np.nan, 0.0]), 0, note="nan", differentiable=False)
@@ -289,8 +291,9 @@ row("gather", normal(3, 4), 0, whole(0, 3, 1, 4))
 row("take_along_dim", normal(3, 4), whole(0, 4, 1, 2), 1)
 row("take_along_dim", normal(3, 4), whole(0, 12, 5))
 row("scatter", normal(3, 4), 1, np.array([[0, 2], [3, 1]]), normal(2, 2))
-row("scatter", normal(3, 4), 0, whole(0, 3, 1, 4), value=1.5, reference=lambda t, x, d, i,
-    value: x.scatter(d, i, value))
+row(
+    "scatter", normal(3, 4), 0, whole(0, 3, 1, 4), value=1.5, reference=lambda t, x, d, i, value: x.scatter(d, i, value)
+)
 row("scatter", normal(3, 4), 1, whole(0, 4, 3, 5), normal(3, 5), reduce="add",
     reference=lambda torch, x, dim, index, source, reduce: x.scatter_add(dim, index, source))  # fmt: skip
 row("scatter_add", normal(3, 4), 1, whole(0, 4, 3, 5), normal(3, 5))

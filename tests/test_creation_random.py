@@ -45,11 +45,7 @@ def test_constants_are_those_of_pytorch(dtype: str | None) -> None:
         ("arange", (1.5,)), ("linspace", (0, 1, 5)), ("eye", (3,)), ("eye", (2, 3)),
     ]:  # fmt: skip
         fraction = dtype == "int64" and any(isinstance(arg, float) for arg in args)  # refused, or steps of 0
-        if (
-            fraction
-            or (name in ("arange", "linspace") and dtype == "bool")
-            or (name, dtype) == ("linspace", "int64")
-        ):
+        if fraction or (name in ("arange", "linspace") and dtype == "bool") or (name, dtype) == ("linspace", "int64"):
             continue
         expected, got = getattr(torch, name)(*args, **theirs), getattr(ad, name)(*args, **ours)
         assert str(got.dtype) == str(expected.dtype).removeprefix("torch."), name
@@ -184,9 +180,7 @@ def test_seeds() -> None:
         own.set_state(np.zeros(3, np.uint8))
     # Streams of one seed must not change between versions without being noticed.
     generators.manual_seed(0)
-    np.testing.assert_allclose(
-        ad.rand(2, dtype="float64").data, np.random.Generator(np.random.PCG64(0)).random(2)
-    )
+    np.testing.assert_allclose(ad.rand(2, dtype="float64").data, np.random.Generator(np.random.PCG64(0)).random(2))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -195,10 +189,7 @@ def test_distributions(dtype: str) -> None:
     n = 40000
     uniform = ad.rand(n, dtype=dtype)
     assert str(uniform.dtype) == dtype and float(uniform.min()) >= 0 and float(uniform.max()) < 1
-    assert (
-        abs(float(uniform.double().mean()) - 0.5) < 0.01
-        and abs(float(uniform.double().var()) - 1 / 12) < 0.003
-    )
+    assert abs(float(uniform.double().mean()) - 0.5) < 0.01 and abs(float(uniform.double().var()) - 1 / 12) < 0.003
     gauss = ad.randn(n, dtype=dtype).double()
     assert abs(float(gauss.mean())) < 0.02 and abs(float(gauss.std()) - 1) < 0.02
     assert abs(float((gauss.abs() < 1).double().mean()) - 0.6827) < 0.01

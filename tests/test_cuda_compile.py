@@ -67,9 +67,7 @@ def test_a_kernel_that_does_not_compile_is_named_with_the_log(tmp_path):
 @needs_nvrtc
 def test_the_command_prints_a_table():
     options = ["--arch", "sm_80", "sm_90", "--match", "sum_partials"]
-    result = subprocess.run(
-        [sys.executable, "-m", "adjoint.kernels", *options], capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-m", "adjoint.kernels", *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["kernel", "arch", "registers", "shared", "stack", "spills", "seconds"]

@@ -127,9 +127,7 @@ def gradient_of(shape, dtype):
 def assert_close(actual, expected, dtype, terms=1):
     assert actual.dtype == np.dtype(dtype)
     assert actual.flags.c_contiguous
-    np.testing.assert_allclose(
-        actual.astype(np.float64), expected, rtol=EPSILON[dtype], atol=terms * EPSILON[dtype]
-    )
+    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=EPSILON[dtype], atol=terms * EPSILON[dtype])
 
 
 @pytest.mark.parametrize("case, dtype", PARITY)
@@ -165,9 +163,7 @@ def test_parity_max(cuda_device, case, dtype):
 def test_parity_avg(cuda_device, case, dtype, setting):
     x = input_of(case, dtype)
     include, override = setting != "exclude", -3 if setting == "override" else None
-    y = pooling.avg_pool2d(
-        cuda_device.put(x), case.kernel, case.stride, case.padding, case.ceil, include, override
-    )
+    y = pooling.avg_pool2d(cuda_device.put(x), case.kernel, case.stride, case.padding, case.ceil, include, override)
     dy = gradient_of(y.shape, dtype)
     dx = pooling.avg_pool2d_input_grad(
         cuda_device.put(dy), case.x, case.kernel, case.stride, case.padding, case.ceil, include, override
@@ -339,9 +335,7 @@ def test_a_plane_beyond_int32_is_an_error_before_anything_is_allocated():
     x = np.broadcast_to(np.float32(0), (1, 1, 2**16, 2**15))
     with (
         installed(HostLauncher()),
-        pytest.raises(
-            ValueError, match=r"avg_pool2d: on CUDA one image .* 2147483647 elements, got 65536 x 32768"
-        ),
+        pytest.raises(ValueError, match=r"avg_pool2d: on CUDA one image .* 2147483647 elements, got 65536 x 32768"),
     ):
         pooling.avg_pool2d(x, (2, 2), (2, 2))
 

@@ -168,9 +168,7 @@ def test_parity(cuda_device, shape, dtype, setting):
         loss, grad = given.on(cuda_device, reduction)
         for actual, expected in zip((loss, grad), by_definition(given, reduction), strict=True):
             assert_close(actual, expected, dtype)
-        for actual, on_cpu in zip(
-            (loss, grad), cpu.softmax_cross_entropy(*given.args(reduction)), strict=True
-        ):
+        for actual, on_cpu in zip((loss, grad), cpu.softmax_cross_entropy(*given.args(reduction)), strict=True):
             rtol, atol = TOLERANCE[dtype]
             np.testing.assert_allclose(
                 actual.astype(np.float64), on_cpu.astype(np.float64), rtol=4 * rtol, atol=4 * atol
@@ -277,9 +275,7 @@ def test_parity_of_no_rows(cuda_device, setting):
 def test_parity_of_targets_of_any_integer_type(cuda_device, dtype):
     given = inputs_of((9, 13), "float32", SETTINGS[0])
     expected = given.on(cuda_device)
-    for actual, wanted in zip(
-        replace(given, target=given.target.astype(dtype)).on(cuda_device), expected, strict=True
-    ):
+    for actual, wanted in zip(replace(given, target=given.target.astype(dtype)).on(cuda_device), expected, strict=True):
         np.testing.assert_array_equal(actual, wanted)
 
 

@@ -8,14 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-cupy = pytest.importorskip(
-    "cupy", reason="CuPy is not installed; its names cannot be looked up (it needs no GPU)"
-)
+cupy = pytest.importorskip("cupy", reason="CuPy is not installed; its names cannot be looked up (it needs no GPU)")
 
 ENGINE = Path(__file__).parent.parent / "engine"
-FILES = sorted(ENGINE.glob("operations/*.py")) + [
-    ENGINE / name for name in ("graph.py", "inplace.py", "gradients.py")
-]
+FILES = sorted(ENGINE.glob("operations/*.py")) + [ENGINE / name for name in ("graph.py", "inplace.py", "gradients.py")]
 # Names of arrays' modules in the engine: `np` itself, and what array_module, module_of and cupy return.
 MAKERS = {"array_module", "module_of", "cupy"}
 # NumPy alone is meant: of the dtypes and shapes, or under a test for NumPy's arrays.

@@ -51,9 +51,7 @@ def test_batches_in_order(make: Any) -> None:
     assert numbers(loader) == [[0, 1, 2], [3, 4, 5], [6]] and len(loader) == 3
     loader = DataLoader(make(7), batch_size=3, drop_last=True)
     assert numbers(loader) == [[0, 1, 2], [3, 4, 5]] and len(loader) == 2
-    assert (
-        len(DataLoader(make(6), batch_size=3)) == len(DataLoader(make(6), batch_size=3, drop_last=True)) == 2
-    )
+    assert len(DataLoader(make(6), batch_size=3)) == len(DataLoader(make(6), batch_size=3, drop_last=True)) == 2
     assert numbers(DataLoader(make(2))) == [[0], [1]]
     assert numbers(DataLoader(make(0), batch_size=2)) == []
 

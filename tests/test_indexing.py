@@ -56,9 +56,7 @@ def indices(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
         else:
             depth = draw(st.integers(1, len(shape) - dim))
             covered = shape[dim : dim + depth]
-            bits = draw(
-                st.lists(st.booleans(), min_size=int(np.prod(covered)), max_size=int(np.prod(covered)))
-            )
+            bits = draw(st.lists(st.booleans(), min_size=int(np.prod(covered)), max_size=int(np.prod(covered))))
             items.append(np.array(bits, bool).reshape(covered))
             masked = True
             dim += depth - 1
@@ -89,9 +87,7 @@ def test_getitem_is_that_of_pytorch(torch: Any, case: tuple[tuple[int, ...], Any
     got.backward(Tensor(direction))
     expected.backward(torch.tensor(direction))
     np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-12, atol=1e-14)
-    basic = not any(
-        isinstance(item, np.ndarray | list) for item in (index if isinstance(index, tuple) else (index,))
-    )
+    basic = not any(isinstance(item, np.ndarray | list) for item in (index if isinstance(index, tuple) else (index,)))
     if got.numel():
         assert np.may_share_memory(got.data, mine.data) == basic, "a view exactly for integers and slices"
 
@@ -152,9 +148,7 @@ def test_sums_at_equal_positions_are_exact_on_either_path() -> None:
         (33, 40, (1,)),
     ]:
         positions = rng.integers(0, size, count)
-        values = rng.integers(-50, 50, (count, *width)).astype(
-            np.float64
-        )  # whole numbers: any order is exact
+        values = rng.integers(-50, 50, (count, *width)).astype(np.float64)  # whole numbers: any order is exact
         expected = np.zeros((size, *width))
         for position, value in zip(positions, values, strict=True):
             expected[position] += value
@@ -245,7 +239,5 @@ def test_gather_and_scatter_name_wrong_indices() -> None:
         for wrong in (4, -1):
             with pytest.raises(IndexError, match=rf"{name}: index {wrong} is out of range for dim 1"):
                 functions[name](x, 1, np.array([[wrong]]), *more)
-    with pytest.raises(
-        TypeError, match="index_select: the index must be an int64 or int32 tensor, got dtype float64"
-    ):
+    with pytest.raises(TypeError, match="index_select: the index must be an int64 or int32 tensor, got dtype float64"):
         x.index_select(0, np.array([0.0]))

@@ -123,12 +123,8 @@ def test_matches_pytorch(case, dtype):
     ty.backward(torch.tensor(dy))
     tolerance = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-10}
     np.testing.assert_allclose(kernels.conv2d(x, weight, bias, *arguments), ty.detach(), **tolerance)
-    np.testing.assert_allclose(
-        kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance
-    )
-    np.testing.assert_allclose(
-        kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance
-    )
+    np.testing.assert_allclose(kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance)
+    np.testing.assert_allclose(kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance)
 
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -141,9 +137,7 @@ sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
     pairs, pairs, pairs, st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 100),
 )  # fmt: skip
 def test_any_setting(n, groups, c, k, padding, taps, stride, dilation, more, seed):
-    size = [
-        max(1, g * (t - 1) + 1 - sum(p) + m) for g, t, p, m in zip(dilation, taps, padding, more, strict=True)
-    ]
+    size = [max(1, g * (t - 1) + 1 - sum(p) + m) for g, t, p, m in zip(dilation, taps, padding, more, strict=True)]
     x, weight, dy = operands((n, groups * c, *size), (groups * k, c, *taps), seed=seed)
     check(x, weight, dy, (stride, padding, dilation, groups))
 
@@ -184,9 +178,7 @@ def test_any_strides(case):
         check(vx, vw, lambda shape, vdy=vdy: vdy, arguments)
 
 
-@pytest.mark.parametrize(
-    "x_shape, weight_shape", [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))]
-)
+@pytest.mark.parametrize("x_shape, weight_shape", [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))])
 def test_empty(x_shape, weight_shape):
     arguments = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     check(*operands(x_shape, weight_shape), arguments)
@@ -274,9 +266,7 @@ def test_wrong_shapes_and_settings(changes, message):
 
 def test_wrong_arrays():
     x, weight = np.zeros((1, 3, 5, 5), np.float32), np.zeros((6, 3, 3, 3), np.float32)
-    with pytest.raises(
-        TypeError, match="all arrays must have one dtype, got: x is float32, weight is float64"
-    ):
+    with pytest.raises(TypeError, match="all arrays must have one dtype, got: x is float32, weight is float64"):
         kernels.conv2d(x, weight.astype(np.float64))
     with pytest.raises(TypeError, match="conv2d: x must be float32, float64, float16 or bfloat16, got int64"):
         kernels.conv2d(x.astype(np.int64), weight)

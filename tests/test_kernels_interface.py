@@ -19,17 +19,13 @@ def test_both_sides_have_the_interface(side, name):
 
 @pytest.mark.parametrize("side", [cpu, cuda], ids=["cpu", "cuda"])
 def test_a_side_offers_nothing_else(side):
-    functions = {
-        name for name, value in vars(side).items() if inspect.isfunction(value) and not name.startswith("_")
-    }
+    functions = {name for name, value in vars(side).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert functions == set(kernels.__all__)
 
 
 def cupy_like(shape=(1, 1, 4, 4)):
     """An object that says it comes from CuPy."""
-    ndarray = type(
-        "ndarray", (), {"__module__": "cupy", "shape": shape, "dtype": np.dtype(np.float32), "ndim": 4}
-    )
+    ndarray = type("ndarray", (), {"__module__": "cupy", "shape": shape, "dtype": np.dtype(np.float32), "ndim": 4})
     return ndarray()
 
 
@@ -45,7 +41,5 @@ def test_the_type_of_the_array_chooses_the_side(monkeypatch):
 
 
 def test_arrays_of_two_kinds():
-    with pytest.raises(
-        TypeError, match="conv2d: all arrays must live on one device, got: x is NumPy, weight is CuPy"
-    ):
+    with pytest.raises(TypeError, match="conv2d: all arrays must live on one device, got: x is NumPy, weight is CuPy"):
         kernels.conv2d(np.zeros((1, 1, 4, 4), np.float32), cupy_like())

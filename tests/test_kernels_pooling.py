@@ -124,9 +124,7 @@ def test_max_matches_pytorch(case):
         np.testing.assert_array_equal(kernels.max_pool2d_indices(offsets, case[0], *case[1:5]), indices)
         dy = random(y.shape, 3)
         ty.backward(torch.tensor(dy))
-        np.testing.assert_allclose(
-            kernels.max_pool2d_scatter(dy, offsets, case[0], *case[1:5]), tx.grad, atol=1e-12
-        )
+        np.testing.assert_allclose(kernels.max_pool2d_scatter(dy, offsets, case[0], *case[1:5]), tx.grad, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
@@ -163,14 +161,10 @@ def naive_avg(x, shape, kernel_size, stride, padding, count_include_pad, divisor
     return y, transposed
 
 
-def check_avg(
-    x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, rtol=1e-9, atol=1e-9
-):
+def check_avg(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, rtol=1e-9, atol=1e-9):
     arguments = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     y = kernels.avg_pool2d(x, *arguments)
-    wanted, transposed = naive_avg(
-        x, y.shape, kernel_size, stride, padding, count_include_pad, divisor_override
-    )
+    wanted, transposed = naive_avg(x, y.shape, kernel_size, stride, padding, count_include_pad, divisor_override)
     np.testing.assert_allclose(y.astype(np.float64), wanted, rtol, atol)
     dy = random(y.shape, 4, x.dtype)
     dx = kernels.avg_pool2d_input_grad(dy, x.shape, *arguments)
@@ -178,9 +172,7 @@ def check_avg(
     assert y.dtype == dx.dtype == x.dtype and y.flags.c_contiguous and dx.flags.c_contiguous
 
 
-@pytest.mark.parametrize(
-    "count_include_pad, divisor_override", [(True, None), (False, None), (True, 5), (False, -3)]
-)
+@pytest.mark.parametrize("count_include_pad, divisor_override", [(True, None), (False, None), (True, 5), (False, -3)])
 @pytest.mark.parametrize("case", AVERAGES, ids=str)
 def test_avg_matches_naive_loops(case, count_include_pad, divisor_override):
     shape, kernel_size, stride, padding, _, ceil_mode = case
@@ -218,9 +210,7 @@ def test_any_setting(shape, kernel_size, stride, padding, dilation, ceil_mode, i
         (n + 2 * p - d * (k - 1) - 1 + (s - 1) * ceil_mode) // s + 1
         for n, k, s, p, d in zip(shape[2:], kernel_size, stride, padding, dilation, strict=True)
     ]
-    if min(pooled) >= 1 and all(
-        n >= d or p == 0 for n, p, d in zip(shape[2:], padding, dilation, strict=True)
-    ):
+    if min(pooled) >= 1 and all(n >= d or p == 0 for n, p, d in zip(shape[2:], padding, dilation, strict=True)):
         check_max(values, kernel_size, stride, padding, dilation, ceil_mode, seed=seed)
     if all(n + 2 * p >= k for n, k, p in zip(shape[2:], kernel_size, padding, strict=True)):
         check_avg(values, kernel_size, stride, padding, ceil_mode, include, None)
@@ -259,9 +249,7 @@ def test_half_types(case, dtype):
     np.testing.assert_array_equal(offsets, same)
     dy = random(y.shape, 1, dtype)
     exact = kernels.max_pool2d_scatter(dy.astype(np.float32), offsets, shape, *case[1:5])
-    np.testing.assert_array_equal(
-        kernels.max_pool2d_scatter(dy, offsets, shape, *case[1:5]), exact.astype(dtype)
-    )
+    np.testing.assert_array_equal(kernels.max_pool2d_scatter(dy, offsets, shape, *case[1:5]), exact.astype(dtype))
     step = 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001
     check_avg(x, kernel_size, stride, padding, ceil_mode, True, None, rtol=step, atol=1e-6)
 
@@ -279,9 +267,7 @@ def test_any_strides(case):
         check_avg(view, *case[1:4], case[5], True, None)
         y, offsets = kernels.max_pool2d(view, *case[1:])
         turned = kernels.max_pool2d_scatter(y[::-1], offsets[::-1], case[0], *case[1:5])
-        np.testing.assert_array_equal(
-            turned, kernels.max_pool2d_scatter(y, offsets, case[0], *case[1:5])[::-1]
-        )
+        np.testing.assert_array_equal(turned, kernels.max_pool2d_scatter(y, offsets, case[0], *case[1:5])[::-1])
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
@@ -292,9 +278,7 @@ def test_empty(shape):
     assert kernels.avg_pool2d(np.zeros(shape), (2, 2), (2, 2)).shape == y.shape
 
 
-@pytest.mark.parametrize(
-    "kernel, dtype", [((16, 16), np.uint8), ((16, 17), np.int16), ((200, 200), np.int32)]
-)
+@pytest.mark.parametrize("kernel, dtype", [((16, 16), np.uint8), ((16, 17), np.int16), ((200, 200), np.int32)])
 def test_type_of_the_offsets(kernel, dtype):
     x = random((1, 1, *kernel), dtype=np.float32)
     y, offsets = kernels.max_pool2d(x, kernel, (1, 1))
@@ -329,21 +313,13 @@ def test_wrong_shapes_and_settings(changes, message):
 
 def test_other_wrong_settings():
     x = np.zeros((1, 1, 1, 4))
-    with pytest.raises(
-        ValueError, match=r"max_pool2d: dilation must be two integers of at least 1, got \(0, 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"max_pool2d: dilation must be two integers of at least 1, got \(0, 1\)"):
         kernels.max_pool2d(x, (1, 1), (1, 1), dilation=(0, 1))
-    with pytest.raises(
-        ValueError, match="max_pool2d: a window holds no element of the input: height 1 with kernel 2"
-    ):
+    with pytest.raises(ValueError, match="max_pool2d: a window holds no element of the input: height 1 with kernel 2"):
         kernels.max_pool2d(x, (2, 1), (1, 1), (1, 0), (2, 1))
-    with pytest.raises(
-        ValueError, match="avg_pool2d: divisor_override must be an integer other than 0, got 0"
-    ):
+    with pytest.raises(ValueError, match="avg_pool2d: divisor_override must be an integer other than 0, got 0"):
         kernels.avg_pool2d(x, (1, 1), (1, 1), divisor_override=0)
-    with pytest.raises(
-        TypeError, match="max_pool2d: x must be float32, float64, float16 or bfloat16, got int32"
-    ):
+    with pytest.raises(TypeError, match="max_pool2d: x must be float32, float64, float16 or bfloat16, got int32"):
         kernels.max_pool2d(x.astype(np.int32), (1, 1), (1, 1))
 
 
@@ -351,20 +327,12 @@ def test_gradients_that_do_not_belong():
     x = np.zeros((1, 1, 6, 6))
     _, offsets = kernels.max_pool2d(x, (2, 2), (2, 2))
     arguments = ((2, 2), (2, 2), (0, 0))
-    with pytest.raises(
-        ValueError, match=r"max_pool2d_scatter: the gradient must have the shape \(1, 1, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"max_pool2d_scatter: the gradient must have the shape \(1, 1, 3, 3\)"):
         kernels.max_pool2d_scatter(np.zeros((1, 1, 3, 2)), offsets, x.shape, *arguments, (1, 1))
-    message = (
-        r"max_pool2d_gather: the pooled shape \(1, 1, 3, 3\) does not belong to the input \(1, 1, 8, 8\)"
-    )
+    message = r"max_pool2d_gather: the pooled shape \(1, 1, 3, 3\) does not belong to the input \(1, 1, 8, 8\)"
     with pytest.raises(ValueError, match=message):
         kernels.max_pool2d_gather(np.zeros((1, 1, 8, 8)), offsets, *arguments, (1, 1))
-    with pytest.raises(
-        TypeError, match="max_pool2d_indices: offsets must be uint8, int16 or int32, got int64"
-    ):
+    with pytest.raises(TypeError, match="max_pool2d_indices: offsets must be uint8, int16 or int32, got int64"):
         kernels.max_pool2d_indices(offsets.astype(np.int64), x.shape, *arguments, (1, 1))
-    with pytest.raises(
-        ValueError, match=r"avg_pool2d_input_grad: the gradient must have the shape \(1, 1, 3, 3\)"
-    ):
+    with pytest.raises(ValueError, match=r"avg_pool2d_input_grad: the gradient must have the shape \(1, 1, 3, 3\)"):
         kernels.avg_pool2d_input_grad(np.zeros((1, 1, 2, 3)), x.shape, *arguments, False, True, None)

@@ -158,9 +158,7 @@ def test_infinities_as_in_pytorch(soft, weighted, smoothing, reduction):
         )
         wanted.sum().backward()
         with np.errstate(all="raise"):
-            loss, grad = kernels.softmax_cross_entropy(
-                logits, target, weight, -100, smoothing, reduction, True
-            )
+            loss, grad = kernels.softmax_cross_entropy(logits, target, weight, -100, smoothing, reduction, True)
         np.testing.assert_allclose(loss, wanted.detach(), rtol=1e-12)
         np.testing.assert_allclose(grad, tz.grad, rtol=1e-12, atol=1e-12)
 
@@ -202,9 +200,7 @@ def test_results_repeat_and_do_not_depend_on_threads(soft, weighted, smoothing, 
     try:
         for threads in (1, 2, 3, 1):
             parallel.set_threads(threads)
-            results.append(
-                kernels.softmax_cross_entropy(logits, target, weight, -100, smoothing, reduction, True)
-            )
+            results.append(kernels.softmax_cross_entropy(logits, target, weight, -100, smoothing, reduction, True))
     finally:
         parallel.set_threads(before)
     for loss, grad in results[1:]:
@@ -232,9 +228,7 @@ def test_index_out_of_range(index):
     logits, _, _ = operands(4, 5, False, False)
     target = np.array([0, -100, index, 9])
     copies = logits.copy(), target.copy()
-    with pytest.raises(
-        ValueError, match=rf"softmax_cross_entropy: class index {index} in row 2 .* for 5 classes"
-    ):
+    with pytest.raises(ValueError, match=rf"softmax_cross_entropy: class index {index} in row 2 .* for 5 classes"):
         kernels.softmax_cross_entropy(logits, target)
     np.testing.assert_array_equal(logits, copies[0])
     np.testing.assert_array_equal(target, copies[1])

@@ -56,9 +56,7 @@ IMAGE_LOGITS, IMAGE_CLASSES = normal(2, 4, 3, 2), rng.integers(0, 4, (2, 3, 2))
 CASES = [
     Case("conv2d", lambda f, x, w, b: f.conv2d(x, w, b), (X, W, B)),
     Case("conv2d-no-bias-stride", lambda f, x, w: f.conv2d(x, w, stride=(2, 1), padding=(1, 0)), (X, W)),
-    Case(
-        "conv2d-same-even", lambda f, x, w, b: f.conv2d(x, w, b, padding="same", dilation=(1, 3)), (X, W, B)
-    ),
+    Case("conv2d-same-even", lambda f, x, w, b: f.conv2d(x, w, b, padding="same", dilation=(1, 3)), (X, W, B)),
     Case("conv2d-valid", lambda f, x, w: f.conv2d(x, w, padding="valid", dilation=2), (X, W)),
     Case("conv2d-groups", lambda f, x, w, b: f.conv2d(x, w, b, groups=2), (X, normal(6, 2, 3, 3), B)),
     Case("conv2d-depthwise", lambda f, x, w: f.conv2d(x, w, padding=1, groups=4), (X, normal(8, 1, 3, 3))),
@@ -70,9 +68,7 @@ CASES = [
         (distinct(2, 3, 6, 7),),
     ),
     Case("max_pool2d-one-image", lambda f, x: f.max_pool2d(x, 3, 1), (distinct(3, 5, 5),)),
-    Case(
-        "max_pool2d-indices", lambda f, x: f.max_pool2d(x, 2, return_indices=True)[0], (distinct(2, 3, 6, 7),)
-    ),
+    Case("max_pool2d-indices", lambda f, x: f.max_pool2d(x, 2, return_indices=True)[0], (distinct(2, 3, 6, 7),)),
     Case("avg_pool2d", lambda f, x: f.avg_pool2d(x, 2), (normal(2, 3, 6, 7),)),
     Case(
         "avg_pool2d-all",
@@ -141,9 +137,7 @@ CASES = [
     ),
     Case("mse_loss", lambda f, x, y: f.mse_loss(x, y), (normal(3, 4), normal(3, 4))),
     Case("mse_loss-none", lambda f, x, y: f.mse_loss(x, y, reduction="none"), (normal(3, 4), normal(3, 4))),
-    Case(
-        "bce", lambda f, x, y: f.binary_cross_entropy_with_logits(x, y), (normal(3, 4), probabilities(3, 4))
-    ),
+    Case("bce", lambda f, x, y: f.binary_cross_entropy_with_logits(x, y), (normal(3, 4), probabilities(3, 4))),
     Case(
         "bce-all",
         lambda f, x, y, w, p: f.binary_cross_entropy_with_logits(x, y, w, reduction="sum", pos_weight=p),
@@ -191,9 +185,7 @@ def test_values_and_gradients_are_pytorchs(torch: Any, case: Case, dtype: str, t
     upstream = np.random.default_rng(1).standard_normal(result.shape).astype(dtype)
     result.backward(ad.Tensor(upstream))
     expected.backward(torch.tensor(upstream))
-    np.testing.assert_allclose(
-        result.detach().numpy(), expected.detach().numpy(), rtol=tolerance, atol=tolerance
-    )
+    np.testing.assert_allclose(result.detach().numpy(), expected.detach().numpy(), rtol=tolerance, atol=tolerance)
     for mine, other in zip(inputs, theirs, strict=True):
         np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=tolerance, atol=tolerance)
 
@@ -220,9 +212,7 @@ def test_third_derivatives(name: str) -> None:
     assert gradgradcheck(gradient, inputs, fast_mode=True, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c.id not in ("logsigmoid", "bce-all")], ids=lambda c: c.id
-)
+@pytest.mark.parametrize("case", [c for c in CASES if c.id not in ("logsigmoid", "bce-all")], ids=lambda c: c.id)
 def test_half_types_follow_float64(case: Case) -> None:
     for dtype, tolerance in ((ad.float16, 3e-2), (ad.bfloat16, 2e-1)):
         inputs, constants = ours(case, dtype)
@@ -232,9 +222,7 @@ def test_half_types_follow_float64(case: Case) -> None:
         assert result.dtype == dtype
         result.sum().backward()
         exact.sum().backward()
-        for mine, other in zip(
-            [result, *(x.grad for x in inputs)], [exact, *(x.grad for x in rounded)], strict=True
-        ):
+        for mine, other in zip([result, *(x.grad for x in inputs)], [exact, *(x.grad for x in rounded)], strict=True):
             assert mine.dtype == dtype
             scale = 1 + abs(other.detach().numpy()).max()
             difference = mine.detach().numpy().astype(np.float64) - other.detach().numpy()

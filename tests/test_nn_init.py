@@ -80,9 +80,7 @@ def test_constants() -> None:
     np.testing.assert_array_equal(init.zeros_(tensor).detach().numpy(), np.zeros((2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("mean", "std", "a", "b"), [(0, 1, -2, 2), (1, 2, 0, 1.5), (0, 0.02, -2, 2), (0, 1, 3, 4)]
-)
+@pytest.mark.parametrize(("mean", "std", "a", "b"), [(0, 1, -2, 2), (1, 2, 0, 1.5), (0, 0.02, -2, 2), (0, 1, 3, 4)])
 def test_trunc_normal(mean: float, std: float, a: float, b: float) -> None:
     values = init.trunc_normal_(ad.empty(200, 250), mean, std, a, b).numpy().astype(np.float64)
     assert a <= values.min() and values.max() <= b
@@ -110,9 +108,7 @@ def test_orthogonal(shape: tuple[int, ...]) -> None:
 
 
 def test_generators_repeat() -> None:
-    first, second = (
-        init.normal_(ad.empty(5), generator=ad.Generator().manual_seed(4)).numpy() for _ in range(2)
-    )
+    first, second = (init.normal_(ad.empty(5), generator=ad.Generator().manual_seed(4)).numpy() for _ in range(2))
     np.testing.assert_array_equal(first, second)
     ad.manual_seed(5)
     layer = nn.Linear(3, 3)

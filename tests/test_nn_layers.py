@@ -23,9 +23,7 @@ LAYERS = {
     "linear": lambda nn: nn.Linear(3, 4, bias=False),
     "conv": lambda nn: nn.Conv2d(4, 8, (3, 2), stride=2, padding=(1, 0), dilation=2, groups=2, bias=False),
     "conv-same": lambda nn: nn.Conv2d(4, 8, 3, padding="same", padding_mode="reflect"),
-    "pools": lambda nn: nn.Sequential(
-        nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d((2, 1), padding=(1, 0))
-    ),
+    "pools": lambda nn: nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.AvgPool2d((2, 1), padding=(1, 0))),
     "activations": lambda nn: nn.Sequential(
         nn.ReLU(), nn.ReLU(inplace=True), nn.Tanh(), nn.Sigmoid(), nn.Softmax(dim=1), nn.LogSoftmax(-1)
     ),
@@ -33,13 +31,9 @@ LAYERS = {
     "norms": lambda nn: nn.ModuleList(
         [nn.BatchNorm1d(3, momentum=None), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, bias=False)]
     ),
-    "losses": lambda nn: nn.ModuleList(
-        [nn.CrossEntropyLoss(), nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.NLLLoss()]
-    ),
+    "losses": lambda nn: nn.ModuleList([nn.CrossEntropyLoss(), nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.NLLLoss()]),
     "shapes": lambda nn: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (2, 3)), nn.Identity(5)),
-    "list": lambda nn: nn.ModuleList(
-        [nn.Sequential(nn.Linear(1, 1), nn.ReLU()) for _ in range(3)] + [nn.Tanh()]
-    ),
+    "list": lambda nn: nn.ModuleList([nn.Sequential(nn.Linear(1, 1), nn.ReLU()) for _ in range(3)] + [nn.Tanh()]),
     "dict": lambda nn: nn.ModuleDict({"a": nn.ReLU(), "b": nn.Sequential()}),
     "empty": lambda nn: nn.Sequential(nn.Sequential(), nn.ModuleList()),
 }
@@ -66,9 +60,7 @@ def same_as_theirs(torch: Any, mine: Any, theirs: Any, x: np.ndarray, tolerance:
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("padding", [(2, 1), "same"])
 def test_conv2d_padding_modes(torch: Any, mode: str, padding: Any) -> None:
-    mine, theirs = (
-        layers.Conv2d(2, 3, (3, 2), padding=padding, padding_mode=mode) for layers in (nn, torch.nn)
-    )
+    mine, theirs = (layers.Conv2d(2, 3, (3, 2), padding=padding, padding_mode=mode) for layers in (nn, torch.nn))
     mine.load_state_dict(theirs.state_dict())
     x = np.random.default_rng(0).standard_normal((2, 2, 6, 5)).astype(np.float32)
     same_as_theirs(torch, mine, theirs, x)
@@ -76,9 +68,7 @@ def test_conv2d_padding_modes(torch: Any, mode: str, padding: Any) -> None:
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"bias": False}])
-def test_batch_norm_over_several_batches(
-    torch: Any, momentum: float | None, options: dict[str, bool]
-) -> None:
+def test_batch_norm_over_several_batches(torch: Any, momentum: float | None, options: dict[str, bool]) -> None:
     mine, theirs = (layers.BatchNorm2d(3, momentum=momentum, **options) for layers in (nn, torch.nn))
     numbers = np.random.default_rng(0)
     for i in range(4):
@@ -137,16 +127,11 @@ def test_loss_modules_pass_their_settings() -> None:
     assert loss(logits, labels).item() == expected.item()
     assert list(loss.state_dict()) == ["weight"]
     targets = ad.rand(4, 3)
-    assert (
-        nn.MSELoss(reduction="sum")(logits, targets).item()
-        == F.mse_loss(logits, targets, reduction="sum").item()
-    )
+    assert nn.MSELoss(reduction="sum")(logits, targets).item() == F.mse_loss(logits, targets, reduction="sum").item()
     bce = nn.BCEWithLogitsLoss(weight, pos_weight=weight, reduction="none")
     np.testing.assert_array_equal(
         bce(logits, targets).numpy(),
-        F.binary_cross_entropy_with_logits(
-            logits, targets, weight, pos_weight=weight, reduction="none"
-        ).numpy(),
+        F.binary_cross_entropy_with_logits(logits, targets, weight, pos_weight=weight, reduction="none").numpy(),
     )
     nll = nn.NLLLoss(weight, ignore_index=0)
     assert nll(logits, labels).item() == F.nll_loss(logits, labels, weight, ignore_index=0).item()

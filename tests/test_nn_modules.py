@@ -269,9 +269,7 @@ def test_forward_hooks_in_order() -> None:
         lambda module, args, kwargs: (args, {"shift": kwargs["shift"] + 1}), with_kwargs=True
     )
     block.register_forward_hook(lambda module, args, result: calls.append(args[0].numpy().sum()))
-    block.register_forward_hook(
-        lambda module, args, kwargs, result: result * kwargs["shift"], with_kwargs=True
-    )
+    block.register_forward_hook(lambda module, args, kwargs, result: result * kwargs["shift"], with_kwargs=True)
     x = ad.ones(1, 3)
     expected = (block.linear.bias.detach().numpy() + 3) * 3
     np.testing.assert_allclose(block(x, shift=2).detach().numpy()[0], expected, rtol=1e-6)
@@ -335,12 +333,7 @@ def test_sequential() -> None:
     chain = nn.Sequential(a, b, c)
     x = ad.randn(4, 2)
     np.testing.assert_array_equal(chain(x).detach().numpy(), c(b(a(x))).detach().numpy())
-    assert (
-        len(chain) == 3
-        and chain[-1] is c
-        and list(chain[1:]) == [b, c]
-        and isinstance(chain[:1], nn.Sequential)
-    )
+    assert len(chain) == 3 and chain[-1] is c and list(chain[1:]) == [b, c] and isinstance(chain[:1], nn.Sequential)
     named = nn.Sequential(OrderedDict(first=a, second=b))
     assert named.first is a and [name for name, _ in named[1:].named_children()] == ["second"]
     named.append(c)
@@ -378,9 +371,7 @@ def test_module_list_and_dict() -> None:
         table["d"] = 5
     values = nn.ParameterList([ad.ones(2), nn.Parameter(ad.ones(3))])
     values.append(ad.zeros(1))
-    assert [p.shape for p in values.parameters()] == [(2,), (3,), (1,)] and all(
-        p.requires_grad for p in values
-    )
+    assert [p.shape for p in values.parameters()] == [(2,), (3,), (1,)] and all(p.requires_grad for p in values)
     with pytest.raises(TypeError, match="expected tensors, got int at 0"):
         nn.ParameterList([1])
 

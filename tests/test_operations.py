@@ -15,9 +15,7 @@ from adjoint.engine import Tensor
 from adjoint.engine.autograd import grad, gradcheck, gradgradcheck
 from adjoint.engine.operations.define import functions
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::RuntimeWarning"
-)  # NumPy's, of NaN and infinity among the inputs
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN and infinity among the inputs
 ROWS = [pytest.param(sample, id=f"{i}-{sample.id}") for i, sample in enumerate(table.samples)]
 DIFFERENTIABLE = [row for row in ROWS if row.values[0].differentiable]
 # Made from nothing, or random: test_creation_random.py has them.
@@ -121,9 +119,7 @@ def test_equals_the_reference(sample: table.Sample) -> None:
     roots = [part for part in expected if hasattr(part, "requires_grad") and part.requires_grad]
     directions = [np.asarray(np.random.default_rng(1).standard_normal(root.shape)) for root in roots]
     expected_grads = (
-        torch.autograd.grad(
-            roots, tensors_in(expected_args), [torch.tensor(d) for d in directions], allow_unused=True
-        )
+        torch.autograd.grad(roots, tensors_in(expected_args), [torch.tensor(d) for d in directions], allow_unused=True)
         if needs
         else []
     )
@@ -161,18 +157,14 @@ def test_derivatives_are_those_of_finite_differences(sample: table.Sample) -> No
     inputs = tensors_in(args)
     used = [
         tensor
-        for tensor, found in zip(
-            inputs, grad(summed(flat(call(sample, args))), inputs, allow_unused=True), strict=True
-        )
+        for tensor, found in zip(inputs, grad(summed(flat(call(sample, args))), inputs, allow_unused=True), strict=True)
         if found is not None
     ]
 
     def function(*given: Tensor) -> Any:
         renamed = {id(old): new for old, new in zip(used, given, strict=True)}
         changed = replace(args, renamed)
-        parts = [
-            part for part in flat(call(sample, changed)) if isinstance(part, Tensor) and part.requires_grad
-        ]
+        parts = [part for part in flat(call(sample, changed)) if isinstance(part, Tensor) and part.requires_grad]
         return tuple(parts)
 
     assert gradcheck(function, used, fast_mode=True)
@@ -194,8 +186,7 @@ IN_OTHER_DTYPES = [
     pytest.param(sample, dtype, id=f"{i}-{sample.id}-{np.dtype(dtype)}")
     for i, sample in enumerate(table.samples)
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
-    if any(is_float(array) for array in all_arrays(list(sample.args)))
-    and (dtype == np.float32 or sample.halves)
+    if any(is_float(array) for array in all_arrays(list(sample.args))) and (dtype == np.float32 or sample.halves)
 ]
 
 

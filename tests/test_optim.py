@@ -122,8 +122,7 @@ def test_half_types_compute_in_float32(name: str, dtype: str, tolerance: float) 
     start = ad.randn(50).to(dtype)
     half, full = nn.Parameter(start.clone()), nn.Parameter(start.float())
     optimizers = [
-        getattr(optim, kind)([p], **{**settings, "eps": 1e-3} if "dam" in kind else settings)
-        for p in (half, full)
+        getattr(optim, kind)([p], **{**settings, "eps": 1e-3} if "dam" in kind else settings) for p in (half, full)
     ]
     for _ in range(3):
         grad = ad.randn(50).to(dtype)
@@ -263,9 +262,7 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
 
 def test_repr_lists_the_settings() -> None:
     text = repr(optim.SGD([nn.Parameter(np.ones(2))], lr=0.5))
-    assert text.startswith("SGD (\nParameter Group 0\n    dampening: 0.0\n    lr: 0.5\n") and text.endswith(
-        ")"
-    )
+    assert text.startswith("SGD (\nParameter Group 0\n    dampening: 0.0\n    lr: 0.5\n") and text.endswith(")")
 
 
 # ---- schedules

@@ -100,15 +100,9 @@ def test_reductions_and_functions_of_one_tensor(name: str) -> None:
         if dtype == "bool" and name in ("floor", "sign", "abs", "square"):
             continue
         expected = (
-            result(torch, name, theirs(dtype, (4,)), *arguments)
-            if arguments
-            else one(torch, name, theirs(dtype, (4,)))
+            result(torch, name, theirs(dtype, (4,)), *arguments) if arguments else one(torch, name, theirs(dtype, (4,)))
         )
-        got = (
-            result(Ours(), name, ours(dtype, (4,)), *arguments)
-            if arguments
-            else one(Ours(), name, ours(dtype, (4,)))
-        )
+        got = result(Ours(), name, ours(dtype, (4,)), *arguments) if arguments else one(Ours(), name, ours(dtype, (4,)))
         assert got == expected, dtype
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import adjoint as ad
 import pytest
+
+import adjoint as ad
 from adjoint.engine.operations.define import functions
 
 ROOT = Path(__file__).parent.parent

@@ -268,9 +268,7 @@ def _where_method(self: Tensor, condition: Any, other: Any) -> Tensor:
 Tensor.where = _where_method  # type: ignore[attr-defined]  # the method's first argument is the choice, not the condition
 
 
-def _comparison(
-    name: str, operator: str, doc: str, compute: Callable[[Any, Any], Any]
-) -> Callable[[Any, Any], Tensor]:
+def _comparison(name: str, operator: str, doc: str, compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tensor]:
     def forward(ctx: Operation, a: Any, b: Any) -> Any:
         return compute(a, b)
 

@@ -41,9 +41,7 @@ class BatchNorm(Operation):
         wide, dims = _wide(x), _dims(x.ndim)
         mean = wide.mean(axis=dims)
         y = wide - _column(mean, x.ndim)
-        var = array_module(x).einsum(
-            _SQUARES[x.ndim > 2], *[y.reshape(*x.shape[:2], -1) if x.ndim > 2 else y] * 2
-        )
+        var = array_module(x).einsum(_SQUARES[x.ndim > 2], *[y.reshape(*x.shape[:2], -1) if x.ndim > 2 else y] * 2)
         var /= math.prod(x.shape) // x.shape[1]
         scale = 1 / np.sqrt(var + ctx.eps)
         ctx.save_inputs(0, 1)

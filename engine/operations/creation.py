@@ -38,9 +38,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
         place = default_device()
     result = transfer(array, place)
     given = data._data if isinstance(data, Tensor) else data
-    foreign = not (
-        is_array(given) or isinstance(given, list | tuple | int | float)
-    )  # may share its memory with NumPy
+    foreign = not (is_array(given) or isinstance(given, list | tuple | int | float))  # may share its memory with NumPy
     return finished(result.copy() if result is given or foreign else result, requires_grad)
 
 
@@ -85,9 +83,7 @@ def _new(shape: tuple[int, ...], value: Any, dtype: Any, device: Any, requires_g
         module = module_of(place)
         if value is None:
             return finished(module.empty(shape, kind), requires_grad)
-        return finished(
-            module.zeros(shape, kind) if value == 0 else module.full(shape, value, kind), requires_grad
-        )
+        return finished(module.zeros(shape, kind) if value == 0 else module.full(shape, value, kind), requires_grad)
 
 
 @public(method=False)
@@ -109,9 +105,7 @@ def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool
 
 
 @public(method=False)
-def full(
-    size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of one value; without `dtype` a bool gives bool, an int int64, a float the default dtype."""
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     if dtype is None:
@@ -125,9 +119,7 @@ def _like(input: Tensor, value: Any, dtype: Any, device: Any, requires_grad: boo
 
 
 @public(method=False)
-def zeros_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def zeros_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros in the shape and dtype and on the device of `input`."""
     return _like(input, 0, dtype, device, requires_grad)
 
@@ -139,9 +131,7 @@ def ones_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_
 
 
 @public(method=False)
-def empty_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def empty_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor in the shape and dtype and on the device of `input`, whose elements have not been set."""
     return _like(input, None, dtype, device, requires_grad)
 
@@ -156,9 +146,7 @@ def full_like(
 
 
 def _new_method(name: str, value: Any) -> None:
-    def method(
-        self: Tensor, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
-    ) -> Tensor:
+    def method(self: Tensor, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
         place = self.device if device is None else device
         return _new(sizes_of(name, size), value, self.dtype if dtype is None else dtype, place, requires_grad)
 
@@ -191,9 +179,7 @@ def _new_tensor(
 ) -> Tensor:
     """`tensor(data)` in the dtype and on the device of this tensor."""
     place = self.device if device is None else device
-    return tensor(
-        data, dtype=self.dtype if dtype is None else dtype, device=place, requires_grad=requires_grad
-    )
+    return tensor(data, dtype=self.dtype if dtype is None else dtype, device=place, requires_grad=requires_grad)
 
 
 Tensor.new_full = _new_full  # type: ignore[attr-defined]
@@ -240,15 +226,11 @@ def linspace(
     kind = get_default_dtype() if dtype is None else as_dtype(dtype)
     place = as_device(device)
     with on_device(place):
-        return finished(
-            module_of(place).linspace(start, end, steps, dtype=np.float64).astype(kind), requires_grad
-        )
+        return finished(module_of(place).linspace(start, end, steps, dtype=np.float64).astype(kind), requires_grad)
 
 
 @public(method=False)
-def eye(
-    n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A matrix (n, m) with ones on the diagonal and zeros elsewhere; m is n by default."""
     if n < 0 or (m is not None and m < 0):
         raise ValueError(f"eye: expected sizes of at least 0, got {n} and {m}")

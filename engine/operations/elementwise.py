@@ -17,15 +17,11 @@ from .define import public, unary
 # NumPy's functions called on a CuPy array run CuPy's (`__array_ufunc__`): no line here asks for the device.
 
 exp = unary("exp", "e to the power of each element.", np.exp, from_output=lambda grad, y: grad * y)
-exp2 = unary(
-    "exp2", "2 to the power of each element.", np.exp2, from_output=lambda grad, y: grad * y * math.log(2)
-)
+exp2 = unary("exp2", "2 to the power of each element.", np.exp2, from_output=lambda grad, y: grad * y * math.log(2))
 expm1 = unary("expm1", "exp(x) - 1, exact for small x.", np.expm1, from_output=lambda grad, y: grad * (y + 1))
 log = unary("log", "The natural logarithm.", np.log, from_input=lambda grad, x: grad / x)
 log2 = unary("log2", "The logarithm to base 2.", np.log2, from_input=lambda grad, x: grad / (x * math.log(2)))
-log10 = unary(
-    "log10", "The logarithm to base 10.", np.log10, from_input=lambda grad, x: grad / (x * math.log(10))
-)
+log10 = unary("log10", "The logarithm to base 10.", np.log10, from_input=lambda grad, x: grad / (x * math.log(10)))
 log1p = unary("log1p", "log(1 + x), exact for small x.", np.log1p, from_input=lambda grad, x: grad / (x + 1))
 sqrt = unary("sqrt", "The square root.", np.sqrt, from_output=lambda grad, y: grad / (2 * y))
 rsqrt = unary(
@@ -38,9 +34,7 @@ square = unary("square", "x * x.", lambda x: x * x, from_input=lambda grad, x: g
 reciprocal = unary("reciprocal", "1 / x.", np.reciprocal, from_output=lambda grad, y: -grad * y * y)
 sin = unary("sin", "The sine of an angle in radians.", np.sin, from_input=lambda grad, x: grad * x.cos())
 cos = unary("cos", "The cosine of an angle in radians.", np.cos, from_input=lambda grad, x: -grad * x.sin())
-tan = unary(
-    "tan", "The tangent of an angle in radians.", np.tan, from_output=lambda grad, y: grad * (y * y + 1)
-)
+tan = unary("tan", "The tangent of an angle in radians.", np.tan, from_output=lambda grad, y: grad * (y * y + 1))
 asin = unary("asin", "The arcsine.", np.arcsin, from_input=lambda grad, x: grad * (1 - x * x).rsqrt())
 acos = unary("acos", "The arccosine.", np.arccos, from_input=lambda grad, x: -grad * (1 - x * x).rsqrt())
 atan = unary("atan", "The arctangent.", np.arctan, from_input=lambda grad, x: grad / (x * x + 1))
@@ -55,9 +49,7 @@ acosh = unary(
     np.arccosh,
     from_input=lambda grad, x: grad * (x * x - 1).rsqrt(),
 )
-atanh = unary(
-    "atanh", "The inverse hyperbolic tangent.", np.arctanh, from_input=lambda grad, x: grad / (1 - x * x)
-)
+atanh = unary("atanh", "The inverse hyperbolic tangent.", np.arctanh, from_input=lambda grad, x: grad / (1 - x * x))
 tanh = unary("tanh", "The hyperbolic tangent.", np.tanh, from_output=lambda grad, y: grad * (1 - y * y))
 abs = unary("abs", "The absolute value.", np.abs, from_input=lambda grad, x: grad * x.sign(), floats=False)
 sign = unary("sign", "-1, 0 or 1.", np.sign, from_input=lambda grad, x: grad * 0, floats=False)
@@ -79,9 +71,7 @@ trunc = unary("trunc", "x without its fraction.", np.trunc, from_input=lambda gr
 isnan = unary("isnan", "Whether each element is NaN.", np.isnan, inplace=False)
 isinf = unary("isinf", "Whether each element is infinite.", np.isinf, inplace=False)
 isfinite = unary("isfinite", "Whether each element is neither NaN nor infinite.", np.isfinite, inplace=False)
-logical_not = unary(
-    "logical_not", "Whether each element is 0 or False.", np.logical_not, inplace=False, floats=False
-)
+logical_not = unary("logical_not", "Whether each element is 0 or False.", np.logical_not, inplace=False, floats=False)
 
 
 def _sigmoid(x: Any) -> Any:
@@ -129,9 +119,7 @@ clip = clamp
 
 class Round(Operation):
     def forward(ctx, x: Any) -> Any:
-        return (
-            np.round(x, ctx.decimals) if x.dtype.kind == "f" or ctx.decimals else np.rint(x).astype(x.dtype)
-        )
+        return np.round(x, ctx.decimals) if x.dtype.kind == "f" or ctx.decimals else np.rint(x).astype(x.dtype)
 
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad * 0

@@ -58,8 +58,7 @@ def _along_dim(name: str, input: Tensor, dim: int, index: Any) -> tuple[int, Any
     dim = normalize_dim(name, dim, input.ndim)
     array = _index(name, input, index)
     fits = array.ndim == input.ndim and all(
-        d == dim or size <= limit
-        for d, (size, limit) in enumerate(zip(array.shape, input.shape, strict=True))
+        d == dim or size <= limit for d, (size, limit) in enumerate(zip(array.shape, input.shape, strict=True))
     )
     if not fits:
         raise ValueError(
@@ -90,9 +89,7 @@ def take_along_dim(input: Tensor, indices: Any, dim: int | None = None) -> Tenso
         raise ValueError(f"take_along_dim: expected indices of {input.ndim} dims, got shape {array.shape}")
     sizes = list(zip(input.shape, array.shape, strict=True))
     if any(1 not in pair and pair[0] != pair[1] for d, pair in enumerate(sizes) if d != dim):
-        raise ValueError(
-            f"take_along_dim: indices {array.shape} do not broadcast with {input.shape} beside dim {dim}"
-        )
+        raise ValueError(f"take_along_dim: indices {array.shape} do not broadcast with {input.shape} beside dim {dim}")
     common = [b if a == 1 else a for a, b in sizes]
     source = input.expand([input.shape[d] if d == dim else size for d, size in enumerate(common)])
     wanted = [array.shape[d] if d == dim else size for d, size in enumerate(common)]
@@ -106,12 +103,8 @@ def _source(name: str, input: Tensor, index: Any, source: Any) -> Tensor:
     if source.dtype != input.dtype:
         raise TypeError(f"{name}: expected a source of dtype {input.dtype}, got {source.dtype}")
     if source.ndim != index.ndim or any(a > b for a, b in zip(index.shape, source.shape, strict=True)):
-        raise ValueError(
-            f"{name}: an index of shape {index.shape} is larger than the source of shape {source.shape}"
-        )
-    return (
-        source if source.shape == index.shape else getitem(source, tuple(slice(size) for size in index.shape))
-    )
+        raise ValueError(f"{name}: an index of shape {index.shape} is larger than the source of shape {source.shape}")
+    return source if source.shape == index.shape else getitem(source, tuple(slice(size) for size in index.shape))
 
 
 @public(inplace=True)
@@ -127,9 +120,7 @@ def scatter(
         raise TypeError("scatter: expected src or value")
     if reduce == "add":
         dim, array = _along_dim("scatter", input, dim, index)
-        return add(
-            input, _scattered(input, dim, array, _source("scatter", input, array, src).expand(array.shape))
-        )
+        return add(input, _scattered(input, dim, array, _source("scatter", input, array, src).expand(array.shape)))
     if reduce is not None:
         raise ValueError(f'scatter: reduce must be None or "add", got {reduce!r}')
     dim, array = _along_dim("scatter", input, dim, index)

@@ -71,9 +71,7 @@ def parse(index: Any, x: Any) -> tuple[Any, Arrays | None]:
     """
     items = list(index) if isinstance(index, tuple) else [index]
     items = [_plain(item, x) for item in items]
-    used = sum(
-        item.ndim if is_mask(item) else 1 for item in items if item is not None and item is not Ellipsis
-    )
+    used = sum(item.ndim if is_mask(item) else 1 for item in items if item is not None and item is not Ellipsis)
     ellipses = [i for i, item in enumerate(items) if item is Ellipsis]
     if len(ellipses) > 1:
         raise IndexError("index: expected at most one Ellipsis")
@@ -105,9 +103,7 @@ def parse(index: Any, x: Any) -> tuple[Any, Arrays | None]:
         else:
             shape = x.shape[dim : dim + item.ndim]
             if item.shape != shape:
-                raise IndexError(
-                    f"index: a mask of shape {item.shape} does not fit dims {shape} of shape {x.shape}"
-                )
+                raise IndexError(f"index: a mask of shape {item.shape} does not fit dims {shape} of shape {x.shape}")
             masks += 1
             basic.extend([slice(None)] * item.ndim or [None])
             indices.extend(item.nonzero() if item.ndim else [item.reshape(1).nonzero()[0]])
@@ -120,9 +116,7 @@ def parse(index: Any, x: Any) -> tuple[Any, Arrays | None]:
     try:
         same = array_module(arrays[0]).broadcast_arrays(*arrays)
     except ValueError:
-        raise IndexError(
-            f"index: index arrays of shapes {[a.shape for a in arrays]} do not broadcast"
-        ) from None
+        raise IndexError(f"index: index arrays of shapes {[a.shape for a in arrays]} do not broadcast") from None
     whole_arrays = iter(same)
     full = tuple(None if item is None else next(whole_arrays) for item in indices)
     if others:
@@ -140,9 +134,7 @@ def _plain(item: Any, x: Any) -> Any:
     if item is None or item is Ellipsis:
         return item
     if isinstance(item, slice):
-        return slice(
-            *(None if part is None else part.__index__() for part in (item.start, item.stop, item.step))
-        )
+        return slice(*(None if part is None else part.__index__() for part in (item.start, item.stop, item.step)))
     if _is_scalar_index(item):
         return int(item)
     if isinstance(item, bool | np.bool_):
@@ -153,9 +145,7 @@ def _plain(item: Any, x: Any) -> Any:
     if array.dtype == np.uint8:
         raise IndexError("index: a uint8 tensor is neither mask nor index; use .bool() or .long()")
     if array.dtype.kind not in "iub":
-        raise IndexError(
-            f"index: expected integers, slices, bools or tensors of them, got dtype {array.dtype}"
-        )
+        raise IndexError(f"index: expected integers, slices, bools or tensors of them, got dtype {array.dtype}")
     if array.ndim == 0 and array.dtype.kind == "i":
         return int(array)
     return transfer(array, device_of(x))

@@ -175,6 +175,4 @@ def index_put(input: Tensor, indices: Sequence[Any], values: Any, accumulate: bo
     _check_value(shape, value)
     if not accumulate:
         return Put.apply(input, _trimmed(value, len(shape)), arrays=arrays)
-    return add(
-        input, Accumulate.apply(_trimmed(value, len(shape)).expand(shape), arrays=arrays, shape=input.shape)
-    )
+    return add(input, Accumulate.apply(_trimmed(value, len(shape)).expand(shape), arrays=arrays, shape=input.shape))

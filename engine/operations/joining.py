@@ -48,9 +48,7 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors one after another along `dim`; their other sizes must agree."""
     parts = _tensors("cat", tensors)
     if len(parts) > 1:
-        parts = [part for part in parts if part.shape != (0,)] or parts[
-            :1
-        ]  # PyTorch lets empty vectors pass anywhere
+        parts = [part for part in parts if part.shape != (0,)] or parts[:1]  # PyTorch lets empty vectors pass anywhere
     first = parts[0]
     if not first.ndim:
         raise ValueError("cat: expected tensors of at least 1 dimension, got a 0-d tensor; use stack")
@@ -118,9 +116,7 @@ def _repeat_method(self: Tensor, *repeats: Any) -> Tensor:
     """The tensor laid side by side, repeats[i] times along each dim; more repeats add dims in front."""
     counts = sizes_of("repeat", repeats)
     if len(counts) < self.ndim:
-        raise ValueError(
-            f"repeat: expected at least {self.ndim} numbers for shape {self.shape}, got {counts}"
-        )
+        raise ValueError(f"repeat: expected at least {self.ndim} numbers for shape {self.shape}, got {counts}")
     return _repeat("repeat", self, counts)
 
 
@@ -164,9 +160,7 @@ class Pad(Operation):
         shape = tuple(size + a + b for size, (a, b) in zip(x.shape, ctx.amounts, strict=True))
         result = array_module(x).full(shape, ctx.value, x.dtype)
         inside = tuple(slice(max(a, 0), n - max(b, 0)) for n, (a, b) in zip(shape, ctx.amounts, strict=True))
-        shown = tuple(
-            slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape, ctx.amounts, strict=True)
-        )
+        shown = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(x.shape, ctx.amounts, strict=True))
         result[inside] = x[shown]
         return result
 
@@ -183,9 +177,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     widths = [int(width) for width in pad]
     if len(widths) % 2 or len(widths) > 2 * input.ndim:
         raise ValueError(f"pad: expected an even count of at most {2 * input.ndim} widths, got {tuple(pad)}")
-    amounts = [(0, 0)] * (input.ndim - len(widths) // 2) + list(zip(widths[::2], widths[1::2], strict=True))[
-        ::-1
-    ]
+    amounts = [(0, 0)] * (input.ndim - len(widths) // 2) + list(zip(widths[::2], widths[1::2], strict=True))[::-1]
     if any(size + a + b < 0 for size, (a, b) in zip(input.shape, amounts, strict=True)):
         raise ValueError(f"pad: widths {tuple(pad)} cut more off than shape {input.shape} has")
     if mode == "constant":
@@ -201,9 +193,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
         size = input.shape[dim]
         limit = {"reflect": size - 1, "circular": size}.get(mode, max(a, b, 0) if size else 0)
         if max(a, b) > limit:
-            raise ValueError(
-                f"pad: widths ({a}, {b}) are too large for dim {dim} of size {size} in mode {mode!r}"
-            )
+            raise ValueError(f"pad: widths ({a}, {b}) are too large for dim {dim} of size {size} in mode {mode!r}")
         module = array_module(input._data)
         places = _BORDERS[mode](module.arange(-a, size + b), size)
         result = Take.apply(result, arrays=Arrays((*[None] * dim, places, *[None] * (input.ndim - dim - 1))))
@@ -233,7 +223,6 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     if indexing == "xy" and len(parts) > 1:
         order[:2] = [1, 0]
     columns = [
-        reshape(part, [-1 if d == i else 1 for d in range(len(parts))])
-        for i, part in zip(order, parts, strict=True)
+        reshape(part, [-1 if d == i else 1 for d in range(len(parts))]) for i, part in zip(order, parts, strict=True)
     ]
     return broadcast_tensors(*columns)

@@ -33,27 +33,19 @@ class Matmul(Operation):
     def forward(ctx, a: Any, b: Any) -> Any:
         a, b = _checked("matmul", a, b)
         if not a.ndim or not b.ndim:
-            raise ValueError(
-                f"matmul: expected tensors of at least 1 dimension, got shapes {a.shape} and {b.shape}"
-            )
+            raise ValueError(f"matmul: expected tensors of at least 1 dimension, got shapes {a.shape} and {b.shape}")
         if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: {_inner(a, b)}")
         ctx.save_inputs(0, 1)
         dtype = a.dtype
         wide_a, wide_b = (a, b) if dtype.itemsize > 2 else (_wide(a), _wide(b))
         if a.ndim > 2 and b.ndim == 2:  # one large product instead of many small ones
-            rows = (
-                wide_a.reshape(-1, a.shape[-1])
-                if a.size
-                else wide_a.reshape(_count(a.shape[:-1]), a.shape[-1])
-            )
+            rows = wide_a.reshape(-1, a.shape[-1]) if a.size else wide_a.reshape(_count(a.shape[:-1]), a.shape[-1])
             return _narrow((rows @ wide_b).reshape(*a.shape[:-1], b.shape[-1]), dtype)
         try:
             product = wide_a @ wide_b
         except ValueError:
-            raise ValueError(
-                f"matmul: the leading dims of {a.shape} and {b.shape} do not broadcast"
-            ) from None
+            raise ValueError(f"matmul: the leading dims of {a.shape} and {b.shape} do not broadcast") from None
         return _narrow(product, dtype)
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -83,9 +75,7 @@ def _checked(name: str, *arrays: Any) -> Sequence[Any]:
     if not all(is_array(x) for x in arrays):
         raise TypeError(f"{name}: expected tensors, got {', '.join(type(x).__name__ for x in arrays)}")
     if any(x.dtype != first.dtype for x in others):
-        raise TypeError(
-            f"{name}: expected tensors of one dtype, got {', '.join(str(x.dtype) for x in arrays)}"
-        )
+        raise TypeError(f"{name}: expected tensors of one dtype, got {', '.join(str(x.dtype) for x in arrays)}")
     return on_one_device(name, list(arrays))
 
 
@@ -249,9 +239,7 @@ def einsum(equation: str, *operands: Any) -> Tensor:
         for label, size in zip(term, operand.shape, strict=True):
             known = sizes.get(label, 1)
             if 1 not in (known, size) and known != size:
-                raise ValueError(
-                    f'einsum: label {label!r} in "{equation}" stands for sizes {known} and {size}'
-                )
+                raise ValueError(f'einsum: label {label!r} in "{equation}" stands for sizes {known} and {size}')
             sizes[label] = size if known == 1 else known
     prepared = []
     for i, (term, operand) in enumerate(zip(terms, operands, strict=True)):
@@ -282,9 +270,7 @@ def _labels(equation: str, operands: Sequence[Any]) -> tuple[list[str], str]:
     extras = [x.ndim - len(term.replace("...", "")) for term, x in zip(terms, operands, strict=True)]
     for term, operand, extra in zip(terms, operands, extras, strict=True):
         if extra < 0 or (extra and "..." not in term):
-            raise ValueError(
-                f'einsum: "{term}" in "{equation}" does not fit a tensor of shape {tuple(operand.shape)}'
-            )
+            raise ValueError(f'einsum: "{term}" in "{equation}" does not fit a tensor of shape {tuple(operand.shape)}')
     dots = "".join(spare[: max(extras, default=0)])
     full = [term.replace("...", dots[len(dots) - extra :]) for term, extra in zip(terms, extras, strict=True)]
     if not arrow:

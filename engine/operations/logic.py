@@ -24,9 +24,7 @@ def _binary(
             if operator is not None and (
                 isinstance(value, float) or is_floating(getattr(value, "dtype", np.dtype(int)))
             ):
-                raise TypeError(
-                    f"{name}: expected bools or integers, got {getattr(value, 'dtype', 'a float')}"
-                )
+                raise TypeError(f"{name}: expected bools or integers, got {getattr(value, 'dtype', 'a float')}")
         return compute(a, b)
 
     members = {"__doc__": doc, "promotes": True, "differentiable": False, "forward": forward}
@@ -45,9 +43,7 @@ logical_or = _binary("logical_or", "Whether either element is true (not 0).", np
 logical_xor = _binary("logical_xor", "Whether just one element is true (not 0).", np.logical_xor)
 bitwise_and = _binary("bitwise_and", "The bits that both have; of bools, and.", np.bitwise_and, "and")
 bitwise_or = _binary("bitwise_or", "The bits that either has; of bools, or.", np.bitwise_or, "or")
-bitwise_xor = _binary(
-    "bitwise_xor", "The bits that one of both has; of bools, exclusive or.", np.bitwise_xor, "xor"
-)
+bitwise_xor = _binary("bitwise_xor", "The bits that one of both has; of bools, exclusive or.", np.bitwise_xor, "xor")
 
 
 class BitwiseNot(Operation):
@@ -82,18 +78,14 @@ class Isclose(Operation):
 
 
 @public()
-def isclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> Tensor:
+def isclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
     """Whether |input - other| <= atol + rtol * |other|, elementwise."""
     other = other if isinstance(other, Tensor) else Tensor(other)
     return Isclose.apply(input, other, rtol=rtol, atol=atol, equal_nan=equal_nan)
 
 
 @public()
-def allclose(
-    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
-) -> bool:
+def allclose(input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
     """Whether all elements are close, as `isclose` says; on a GPU this waits for its work."""
     return bool(isclose(input, other, rtol, atol, equal_nan).all())
 

@@ -49,9 +49,7 @@ class Conv2d(_Convolution):
         if need_x:
             by_x = Conv2dInputGrad.apply(grad, saved[-1], input_shape=ctx.input_shape, **ctx.geometry())
         if need_weight:
-            by_weight = Conv2dWeightGrad.apply(
-                grad, saved[0], weight_shape=ctx.weight_shape, **ctx.geometry()
-            )
+            by_weight = Conv2dWeightGrad.apply(grad, saved[0], weight_shape=ctx.weight_shape, **ctx.geometry())
         if need_bias:
             by_bias = grad.sum((0, 2, 3))
         return by_x, by_weight, by_bias
@@ -72,9 +70,7 @@ class Conv2dInputGrad(_Convolution):
         if need_dy:
             by_dy = Conv2d.apply(grad, saved[-1], None, **ctx.geometry())
         if need_weight:
-            by_weight = Conv2dWeightGrad.apply(
-                saved[0], grad, weight_shape=ctx.weight_shape, **ctx.geometry()
-            )
+            by_weight = Conv2dWeightGrad.apply(saved[0], grad, weight_shape=ctx.weight_shape, **ctx.geometry())
         return by_dy, by_weight
 
 

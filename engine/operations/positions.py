@@ -70,9 +70,7 @@ def sorted_sums(positions: Any, values: Any, size: int) -> Any:
         step *= 2
     last = module.ones(len(ordered), bool)
     last[:-1] = ordered[1:] != ordered[:-1]
-    result = module.zeros(
-        (size + 1, *values.shape[1:]), values.dtype
-    )  # the last row takes the unfinished sums
+    result = module.zeros((size + 1, *values.shape[1:]), values.dtype)  # the last row takes the unfinished sums
     result[module.where(last, ordered, size)] = sums
     return result[:size]
 

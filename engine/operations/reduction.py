@@ -291,17 +291,13 @@ class Argmin(_Search):
 @public()
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The int64 index of the largest element, along `dim` or of the flattened tensor."""
-    return Argmax.apply(
-        input, dim=None if dim is None else normalize_dim("argmax", dim, input.ndim), keepdim=keepdim
-    )
+    return Argmax.apply(input, dim=None if dim is None else normalize_dim("argmax", dim, input.ndim), keepdim=keepdim)
 
 
 @public()
 def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The int64 index of the smallest element, along `dim` or of the flattened tensor."""
-    return Argmin.apply(
-        input, dim=None if dim is None else normalize_dim("argmin", dim, input.ndim), keepdim=keepdim
-    )
+    return Argmin.apply(input, dim=None if dim is None else normalize_dim("argmin", dim, input.ndim), keepdim=keepdim)
 
 
 class _Truth(Operation):

@@ -25,9 +25,7 @@ def _stream(name: str, generator: Generator | None, device: Device) -> Any:
     return generator.stream
 
 
-def _floats(
-    name: str, kind: str, shape: tuple[int, ...], dtype: Any, device: Any, generator: Generator | None
-) -> Any:
+def _floats(name: str, kind: str, shape: tuple[int, ...], dtype: Any, device: Any, generator: Generator | None) -> Any:
     """An array of uniform ("random": in [0, 1)) or "standard_normal" numbers, halves rounded from float32."""
     dtype = get_default_dtype() if dtype is None else as_dtype(dtype)
     if not is_floating(dtype):
@@ -52,9 +50,7 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Uniform numbers in [0, 1)."""
-    return finished(
-        _floats("rand", "random", sizes_of("rand", size), dtype, device, generator), requires_grad
-    )
+    return finished(_floats("rand", "random", sizes_of("rand", size), dtype, device, generator), requires_grad)
 
 
 @public(method=False)
@@ -128,17 +124,13 @@ def rand_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_
 
 
 @public(method=False)
-def randn_like(
-    input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def randn_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """`randn` in the shape and dtype and on the device of `input`."""
     return randn(input.shape, requires_grad=requires_grad, **_like(input, dtype, device))
 
 
 @public(method=False)
-def randint_like(
-    input: Tensor, low: int, high: int | None = None, *, dtype: Any = None, device: Any = None
-) -> Tensor:
+def randint_like(input: Tensor, low: int, high: int | None = None, *, dtype: Any = None, device: Any = None) -> Tensor:
     """`randint` in the shape and dtype and on the device of `input`."""
     low, high = (0, low) if high is None else (low, high)
     return randint(low, high, input.shape, **_like(input, dtype, device))
@@ -199,20 +191,14 @@ def multinomial(
 ) -> Tensor:
     """int64 indices drawn with the weights of each row of `input` (n,) or (m, n), which may have any sum."""
     if not is_floating(input.dtype) or input.ndim not in (1, 2) or not input.shape[-1]:
-        raise ValueError(
-            f"multinomial: expected floating weights (n,) or (m, n), got {input.dtype} of {input.shape}"
-        )
+        raise ValueError(f"multinomial: expected floating weights (n,) or (m, n), got {input.dtype} of {input.shape}")
     if num_samples < 1 or (not replacement and num_samples > input.shape[-1]):
-        raise ValueError(
-            f"multinomial: cannot draw {num_samples} of {input.shape[-1]} (replacement={replacement})"
-        )
+        raise ValueError(f"multinomial: cannot draw {num_samples} of {input.shape[-1]} (replacement={replacement})")
     weights = input._data.astype(np.float64)
     if isinstance(weights, np.ndarray):
         enough = 1 if replacement else num_samples
         if not np.isfinite(weights).all() or (weights < 0).any() or ((weights > 0).sum(-1) < enough).any():
-            raise ValueError(
-                f"multinomial: expected finite weights of at least 0, {enough} or more of them above 0"
-            )
+            raise ValueError(f"multinomial: expected finite weights of at least 0, {enough} or more of them above 0")
     module = array_module(weights)
     if replacement:
         shape = (*input.shape[:-1], num_samples)

@@ -167,9 +167,7 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
     """A view in which dimensions of size 1 are repeated without memory; -1 leaves a size as it is."""
     wanted = sizes_of("expand", sizes)
     extra = len(wanted) - input.ndim
-    shape = tuple(
-        input.shape[i - extra] if size == -1 and i >= extra else size for i, size in enumerate(wanted)
-    )
+    shape = tuple(input.shape[i - extra] if size == -1 and i >= extra else size for i, size in enumerate(wanted))
     pairs = zip(input.shape, shape[max(extra, 0) :], strict=True)
     fits = extra >= 0 and all(old in (1, new) for old, new in pairs)
     if not fits or min(shape, default=0) < 0:

@@ -31,9 +31,7 @@ def narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
     size = input.shape[dim] if input.ndim else 0
     first = start + size if start < 0 else start
     if not input.ndim or not 0 <= first <= size or length < 0 or first + length > size:
-        raise IndexError(
-            f"narrow: start {start} and length {length} do not fit dim {dim} of shape {input.shape}"
-        )
+        raise IndexError(f"narrow: start {start} and length {length} do not fit dim {dim} of shape {input.shape}")
     return Select.apply(input, index=(*[slice(None)] * dim, slice(first, first + length), Ellipsis))
 
 

@@ -53,9 +53,7 @@ def _along(operation: type[Operation], name: str, input: Tensor, dim: int, dtype
     if dtype is not None:
         input = input.to(dtype=dtype)
     if not is_floating(input.dtype):
-        raise TypeError(
-            f"{name}: expected a floating tensor, got dtype {input.dtype}; give dtype to convert it"
-        )
+        raise TypeError(f"{name}: expected a floating tensor, got dtype {input.dtype}; give dtype to convert it")
     dim = normalize_dim(name, dim, input.ndim)
     if not input.ndim:
         return operation.apply(input.reshape(1), dim=0).reshape(())

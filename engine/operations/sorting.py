@@ -49,11 +49,7 @@ def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = 
 
 def _ranked(input: Tensor, dim: int, indices: Tensor, keepdim: bool) -> Values:
     values = input.gather(dim, indices)
-    return (
-        Values(values, indices)
-        if keepdim or not input.ndim
-        else Values(values.squeeze(dim), indices.squeeze(dim))
-    )
+    return Values(values, indices) if keepdim or not input.ndim else Values(values.squeeze(dim), indices.squeeze(dim))
 
 
 @public()

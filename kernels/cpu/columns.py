@@ -70,11 +70,7 @@ class Unfolding:
         self.images = max(1, min(piece_bytes // (row_bytes * self.rows), self.n))
 
     def pieces(self) -> list[Piece]:
-        return [
-            Piece(images, rows)
-            for images in split(self.n, self.images)
-            for rows in split(self.size[0], self.rows)
-        ]
+        return [Piece(images, rows) for images in split(self.n, self.images) for rows in split(self.size[0], self.rows)]
 
     def blocks(self) -> list[Block]:
         """The images in blocks with about `piece_bytes` of columns."""

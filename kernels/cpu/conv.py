@@ -99,9 +99,7 @@ def _forward(
     """The convolution (N, K, P, Q) of `shape` by filters (groups, K / groups, C / groups * R * S)."""
     groups, outputs, _ = filters.shape
     n, _, p, q = shape
-    unfolding, small = _unfolding(
-        x.shape, taps, (p, q), stride, padding, dilation, groups, filters.dtype, outputs
-    )
+    unfolding, small = _unfolding(x.shape, taps, (p, q), stride, padding, dilation, groups, filters.dtype, outputs)
     y = np.empty((n, groups, outputs, p, q), x.dtype)
     straight = y.dtype == filters.dtype and unfolding.pitch == q
 
@@ -228,13 +226,9 @@ def _unfolding(
     depth = shape[1] // groups * taps[0] * taps[1]
     waste = shape[3] + sum(padding[1]) - size[1]
     # A pitch saves about 8 ns for each row of the columns and costs products with what has no meaning.
-    pitched = stride == (1, 1) and (
-        waste == 0 or (may_pitch and outputs * waste < 350 and 2 * depth > 3 * outputs)
-    )
+    pitched = stride == (1, 1) and (waste == 0 or (may_pitch and outputs * waste < 350 and 2 * depth > 3 * outputs))
     rows = _SMALL_PRODUCT // max(1, outputs * depth * (size[1] + waste * pitched))
     small = rows >= min(4, size[0])
     piece_bytes = _SMALL_PIECE_BYTES if small else _LARGE_PIECE_BYTES
     rows = rows if small else size[0]
-    return Unfolding(
-        shape, taps, size, stride, padding, dilation, groups, dtype, pitched, rows, piece_bytes
-    ), small
+    return Unfolding(shape, taps, size, stride, padding, dilation, groups, dtype, pitched, rows, piece_bytes), small

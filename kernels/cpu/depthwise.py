@@ -106,9 +106,7 @@ def weight_grad(
                 given = run.windows.spread(grads[part, number], run.windows.dtype)
                 given = given.reshape(len(planes[part]), -1)[:, : run.length]
                 for tap, column, row, shift in run.taps():
-                    np.vecdot(
-                        phases[column, row, :, shift : shift + run.length], given, out=sums[part, number, tap]
-                    )
+                    np.vecdot(phases[column, row, :, shift : shift + run.length], given, out=sums[part, number, tap])
 
     parallel.share(work, parallel.split(n * channels, run.windows.planes))
     return sums.reshape(n, *weight_shape).sum(axis=0)

@@ -36,9 +36,7 @@ def max_pool2d(
     y = np.empty(shape, x.dtype)
     offsets = np.empty(shape, _offset_dtype(kernel_size))
 
-    def piece(
-        run: Windows | None, rows: np.ndarray | None, x: np.ndarray, y: np.ndarray, offsets: np.ndarray
-    ) -> None:
+    def piece(run: Windows | None, rows: np.ndarray | None, x: np.ndarray, y: np.ndarray, offsets: np.ndarray) -> None:
         if run is not None and rows is not None:
             best, first = _maxima(run, run.split(x, rows), offsets.dtype)
             np.copyto(y, run.outputs(best), casting="unsafe")
@@ -88,9 +86,7 @@ def max_pool2d_gather(
     window = Window(x.shape[2:], offsets.shape[2:], kernel_size, stride, padding, dilation)
     y = np.zeros(offsets.shape, x.dtype)
 
-    def piece(
-        run: Windows | None, rows: np.ndarray | None, x: np.ndarray, offsets: np.ndarray, y: np.ndarray
-    ) -> None:
+    def piece(run: Windows | None, rows: np.ndarray | None, x: np.ndarray, offsets: np.ndarray, y: np.ndarray) -> None:
         taps.gather(x, offsets, window, y)
 
     _over_planes(piece, window, x.dtype, 0, x, offsets, y)
@@ -164,9 +160,7 @@ def avg_pool2d_input_grad(
     return dx
 
 
-def _over_planes(
-    piece: Callable[..., None], window: Window, dtype: np.dtype, fill: float, *arrays: np.ndarray
-) -> None:
+def _over_planes(piece: Callable[..., None], window: Window, dtype: np.dtype, fill: float, *arrays: np.ndarray) -> None:
     """Call `piece` with runs, their memory and some planes of each array, on all threads."""
     run = Windows(window, compute_dtype(dtype))
     planes = arrays[0].shape[0] * arrays[0].shape[1]
@@ -276,9 +270,7 @@ def _offset_dtype(kernel_size: Pair) -> np.dtype:
     return np.dtype(np.uint8 if window <= 256 else np.int16 if window <= 32768 else np.int32)
 
 
-def _divisors(
-    window: Window, count_include_pad: bool, divisor_override: int | None, dtype: np.dtype
-) -> np.ndarray:
+def _divisors(window: Window, count_include_pad: bool, divisor_override: int | None, dtype: np.dtype) -> np.ndarray:
     """What each window (P, Q) is divided by; parts of it beyond the padding never count."""
     if divisor_override is not None:
         return np.full(window.pooled, divisor_override, dtype)

@@ -48,9 +48,7 @@ def softmax_cross_entropy(
         scratch = np.empty((0 if stays else min(step, n), classes), dtype)
         for part in parts:
             z = grad[part] if grad is not None and stays else scratch[: part.stop - part.start]
-            np.subtract(
-                logits[part], logits[part].max(axis=1, keepdims=True), out=z, dtype=dtype, casting="unsafe"
-            )
+            np.subtract(logits[part], logits[part].max(axis=1, keepdims=True), out=z, dtype=dtype, casting="unsafe")
             taken, mass = rows.take(part, z)
             np.exp(z, out=z)
             totals = _sums(z)
@@ -141,9 +139,7 @@ class _Indices:
 class _Probabilities:
     """Coefficients of rows whose target is a probability of each class."""
 
-    def __init__(
-        self, target: np.ndarray, weights: np.ndarray | None, label_smoothing: float, dtype: np.dtype
-    ) -> None:
+    def __init__(self, target: np.ndarray, weights: np.ndarray | None, label_smoothing: float, dtype: np.dtype) -> None:
         self.target = target
         self.weights = weights
         self.keep = dtype.type(1 - label_smoothing)
@@ -193,7 +189,6 @@ def _checked(target: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarra
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"softmax_cross_entropy: class index {int(target[row])} in row {row} is out of range "
-            f"for {classes} classes"
+            f"softmax_cross_entropy: class index {int(target[row])} in row {row} is out of range for {classes} classes"
         )
     return np.where(ignored, 0, target).astype(np.intp)

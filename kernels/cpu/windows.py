@@ -34,9 +34,7 @@ class Windows:
             pad > 0 or (count - 1) * step + (taps - 1) * gap >= size
             for size, count, taps, step, pad, gap in zip(*window, strict=True)
         )
-        self.planes = max(
-            1, _PIECE_BYTES // (self.stride[0] * self.stride[1] * self.hq * self.qp * dtype.itemsize)
-        )
+        self.planes = max(1, _PIECE_BYTES // (self.stride[0] * self.stride[1] * self.hq * self.qp * dtype.itemsize))
 
     def rows(self, planes: int, fill: float) -> np.ndarray:
         """Memory for `split` and `merge`: (stride, planes, hq, qp * stride)."""

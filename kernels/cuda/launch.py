@@ -217,9 +217,7 @@ def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, str]:
     options = assemble_cupy_compiler_options(OPTIONS)
     options += ("-ftz=true", f"-arch={arch}", "--device-as-default-execution-space", "-Xptxas", "-v")
     names = tuple(kernel.name for kernel in kernels)
-    program = compiler._NVRTCProgram(
-        kernels[0].text(), kernels[0].source, name_expressions=names, method="cubin"
-    )
+    program = compiler._NVRTCProgram(kernels[0].text(), kernels[0].source, name_expressions=names, method="cubin")
     log = io.StringIO()
     try:
         _, symbols = program.compile(options, log)

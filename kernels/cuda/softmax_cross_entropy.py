@@ -80,9 +80,7 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array | None]:
     rows, classes = logits.shape
     if classes > _MOST_CLASSES:
-        raise ValueError(
-            f"softmax_cross_entropy: on CUDA there may be {_MOST_CLASSES} classes, got {classes}"
-        )
+        raise ValueError(f"softmax_cross_entropy: on CUDA there may be {_MOST_CLASSES} classes, got {classes}")
     probabilities = target.ndim == 2
     logits = launch.contiguous(logits)
     target = launch.contiguous(target if probabilities else target.astype(np.int64, copy=False))

@@ -78,27 +78,18 @@ class Subset(Dataset):
         return self.dataset.get_batch([self.indices[i] for i in indices])
 
 
-def random_split(
-    dataset: Any, lengths: Sequence[int | float], generator: Generator | None = None
-) -> list[Subset]:
+def random_split(dataset: Any, lengths: Sequence[int | float], generator: Generator | None = None) -> list[Subset]:
     """Disjoint random subsets of the given lengths, or of the given parts when these add up to 1."""
     total = len(dataset)
     counts = [int(length) for length in lengths]
-    if (
-        lengths
-        and math.isclose(sum(lengths), 1)
-        and all(0 <= length <= 1 for length in lengths)
-        and total != 1
-    ):
+    if lengths and math.isclose(sum(lengths), 1) and all(0 <= length <= 1 for length in lengths) and total != 1:
         counts = [math.floor(total * length) for length in lengths]
         for i in range(total - sum(counts)):  # what rounding left over, one each from the first on
             counts[i % len(counts)] += 1
     elif any(count != length or count < 0 for count, length in zip(counts, lengths, strict=True)):
         raise ValueError(f"random_split: expected lengths, or parts that add up to 1, got {list(lengths)}")
     if sum(counts) != total:
-        raise ValueError(
-            f"random_split: lengths {counts} add up to {sum(counts)}, the dataset has {total} samples"
-        )
+        raise ValueError(f"random_split: lengths {counts} add up to {sum(counts)}, the dataset has {total} samples")
     order = randperm(total, generator=generator, device="cpu").tolist()
     ends = np.cumsum(counts).tolist()
     return [Subset(dataset, order[end - count : end]) for count, end in zip(counts, ends, strict=True)]

@@ -106,9 +106,7 @@ def default_collate(batch: list[Any]) -> Any:
         return {key: default_collate([item[key] for item in batch]) for key in first}
     if isinstance(first, tuple | list):
         if any(len(item) != len(first) for item in batch):
-            raise RuntimeError(
-                f"default_collate: samples of different lengths {[len(item) for item in batch]}"
-            )
+            raise RuntimeError(f"default_collate: samples of different lengths {[len(item) for item in batch]}")
         parts = [default_collate(list(column)) for column in zip(*batch, strict=True)]
         return type(first)(*parts) if hasattr(first, "_fields") else parts
     raise TypeError(

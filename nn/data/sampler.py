@@ -42,9 +42,7 @@ class RandomSampler(Sampler):
         if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
             raise ValueError(f"RandomSampler: num_samples must be a positive integer, got {num_samples!r}")
         if not replacement and num_samples is not None and num_samples > len(data_source):
-            raise ValueError(
-                f"RandomSampler: {num_samples} of {len(data_source)} samples need replacement=True"
-            )
+            raise ValueError(f"RandomSampler: {num_samples} of {len(data_source)} samples need replacement=True")
         self.data_source = data_source
         self.replacement = replacement
         self._num_samples = num_samples

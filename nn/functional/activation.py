@@ -17,11 +17,7 @@ from .checks import check_tensor
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(x, 0), elementwise."""
-    return (
-        check_tensor("relu", "input", input).relu_()
-        if inplace
-        else check_tensor("relu", "input", input).relu()
-    )
+    return check_tensor("relu", "input", input).relu_() if inplace else check_tensor("relu", "input", input).relu()
 
 
 def relu_(input: Tensor) -> Tensor:

@@ -27,9 +27,7 @@ def pair(operation: str, name: str, value: Any, least: int) -> Pair:
         value = tuple(value) * (2 if len(value) == 1 else 1)
     else:
         raise TypeError(f"{operation}: {name} must be an integer or a pair of them, got {value!r}")
-    if len(value) != 2 or not all(
-        hasattr(item, "__index__") and not isinstance(item, bool) for item in value
-    ):
+    if len(value) != 2 or not all(hasattr(item, "__index__") and not isinstance(item, bool) for item in value):
         raise ValueError(f"{operation}: {name} must be an integer or a pair of them, got {value!r}")
     if min(value) < least:
         raise ValueError(f"{operation}: {name} must be at least {least}, got {value}")

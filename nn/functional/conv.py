@@ -32,7 +32,5 @@ def conv2d(
         pair("conv2d", "dilation", dilation, least=1),
     )
     around = sides("conv2d", padding, weight.shape[2:], stride, dilation)
-    result = neural.Conv2d.apply(
-        batch, weight, bias, stride=stride, padding=around, dilation=dilation, groups=groups
-    )
+    result = neural.Conv2d.apply(batch, weight, bias, stride=stride, padding=around, dilation=dilation, groups=groups)
     return result.squeeze(0) if alone else result

@@ -77,17 +77,13 @@ def _without_classes(input: Tensor) -> tuple[int, ...]:
     return input.shape[:1] + input.shape[2:] if input.ndim > 1 else ()
 
 
-def _rows_and_targets(
-    name: str, input: Tensor, target: Tensor, allow_probabilities: bool
-) -> tuple[Tensor, Tensor]:
+def _rows_and_targets(name: str, input: Tensor, target: Tensor, allow_probabilities: bool) -> tuple[Tensor, Tensor]:
     """The input as (rows, C), and the targets of these rows."""
     check_tensor(name, "input", input)
     if not check_tensor(name, "target", target).is_floating_point():
         wanted = _without_classes(input)
         if target.dtype.kind not in "iu":
-            raise TypeError(
-                f"{name}: target must hold class indices or probabilities, got dtype {target.dtype}"
-            )
+            raise TypeError(f"{name}: target must hold class indices or probabilities, got dtype {target.dtype}")
     elif allow_probabilities:
         wanted = input.shape
     else:
@@ -110,9 +106,7 @@ def _rows(x: Tensor) -> Tensor:
 def _check_weight(name: str, weight: Tensor, input: Tensor) -> None:
     classes = input.shape[1 if input.ndim > 1 else 0]
     if check_tensor(name, "weight", weight).shape != (classes,):
-        raise ValueError(
-            f"{name}: weight must have the shape ({classes},), one per class, got {weight.shape}"
-        )
+        raise ValueError(f"{name}: weight must have the shape ({classes},), one per class, got {weight.shape}")
     if weight.dtype != input.dtype:
         raise TypeError(f"{name}: weight must have the input's dtype {input.dtype}, got {weight.dtype}")
     if weight.requires_grad:
@@ -123,9 +117,7 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
-def mse_loss(
-    input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None
-) -> Tensor:
+def mse_loss(input: Tensor, target: Tensor, *, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
     """(input − target)², elementwise, times `weight`, then summed or averaged (by the weights)."""
     check_reduction("mse_loss", reduction)
     _same_shapes("mse_loss", input, target)

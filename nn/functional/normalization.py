@@ -46,9 +46,7 @@ def batch_norm(
         return (input * scale.reshape(column) + shift.reshape(column)).to(input.dtype)
     count = math.prod(input.shape) // channels if channels else 0
     if count < 2:
-        raise ValueError(
-            f"batch_norm: expected more than one value per channel in training, got shape {input.shape}"
-        )
+        raise ValueError(f"batch_norm: expected more than one value per channel in training, got shape {input.shape}")
     result, mean, var = BatchNorm.apply(input, weight, bias, eps=eps)
     if running_mean is not None and running_var is not None:
         with no_grad():

@@ -38,9 +38,7 @@ class _Indexed(Module):
     def _position(self, index: Any) -> int:
         position = operator.index(index)
         if not -len(self) <= position < len(self):
-            raise IndexError(
-                f"{type(self).__name__}: index {position} is out of range for {len(self)} entries"
-            )
+            raise IndexError(f"{type(self).__name__}: index {position} is out of range for {len(self)} entries")
         return position % len(self)
 
     def __len__(self) -> int:
@@ -128,12 +126,8 @@ class Sequential(_Indexed):
         self._check(values)
         names = list(self._modules)
         extends = all(old is new for old, new in zip(self._modules.values(), values, strict=False))
-        if len(values) != len(
-            names
-        ):  # names given by the user stay in an exchange and before what is appended
-            names = (names if extends else []) + [
-                str(i) for i in range(len(names) if extends else 0, len(values))
-            ]
+        if len(values) != len(names):  # names given by the user stay in an exchange and before what is appended
+            names = (names if extends else []) + [str(i) for i in range(len(names) if extends else 0, len(values))]
         if len(set(names)) != len(values):
             names = [str(i) for i in range(len(values))]
         self._modules = dict(zip(names, values, strict=True))

@@ -45,17 +45,13 @@ class Conv2d(Module):
             if channels % groups:
                 raise ValueError(f"Conv2d: groups={groups} must divide {name}={channels}")
         if padding_mode not in PADDING_MODES:
-            raise ValueError(
-                f"Conv2d: padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}"
-            )
+            raise ValueError(f"Conv2d: padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
         self.kernel_size = pair("Conv2d", "kernel_size", kernel_size, least=1)
         self.stride = pair("Conv2d", "stride", stride, least=1)
         self.dilation = pair("Conv2d", "dilation", dilation, least=1)
         self.padding = padding if isinstance(padding, str) else pair("Conv2d", "padding", padding, least=0)
         self.padding_mode = padding_mode
-        (top, bottom), (left, right) = sides(
-            "Conv2d", self.padding, self.kernel_size, self.stride, self.dilation
-        )
+        (top, bottom), (left, right) = sides("Conv2d", self.padding, self.kernel_size, self.stride, self.dilation)
         self._border = (left, right, top, bottom)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = Parameter(empty(shape, dtype=dtype, device=device))
@@ -77,9 +73,7 @@ class Conv2d(Module):
         return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        text = (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        )
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
         if self.padding != (0, 0):
             text += f", padding={self.padding}"
         if self.dilation != (1, 1):

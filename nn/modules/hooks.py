@@ -153,9 +153,7 @@ class Hooked:
         """Call `hook(module, args, result)` after forward; what it returns replaces the result."""
         return self._hang("forward", (hook, with_kwargs), prepend)
 
-    def register_full_backward_pre_hook(
-        self, hook: Callable[..., Any], prepend: bool = False
-    ) -> RemovableHandle:
+    def register_full_backward_pre_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
         """Call `hook(module, grad_output)` before backward; what it returns replaces grad_output."""
         return self._hang("backward_pre", hook, prepend)
 

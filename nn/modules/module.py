@@ -27,9 +27,7 @@ class Module(Hooked):
     _transient: set[str]  # names of the buffers that are not in the state_dict
 
     def __init__(self) -> None:
-        self.__dict__.update(
-            training=True, _parameters={}, _buffers={}, _modules={}, _transient=set(), _hooks={}
-        )
+        self.__dict__.update(training=True, _parameters={}, _buffers={}, _modules={}, _transient=set(), _hooks={})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; called by `module(...)`."""
@@ -103,30 +101,22 @@ class Module(Hooked):
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """Add a parameter; None keeps the name for later."""
         if param is not None and not isinstance(param, Parameter):
-            raise TypeError(
-                f"cannot assign {type(param).__name__} as parameter {name!r}: expected a Parameter or None"
-            )
+            raise TypeError(f"cannot assign {type(param).__name__} as parameter {name!r}: expected a Parameter or None")
         if param is not None and not param.is_leaf:
-            raise ValueError(
-                f"cannot assign a tensor that was computed as parameter {name!r}: expected a leaf"
-            )
+            raise ValueError(f"cannot assign a tensor that was computed as parameter {name!r}: expected a leaf")
         self._register("_parameters", name, param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Add a tensor that belongs to the module but does not learn; `persistent`: in the `state_dict`."""
         if tensor is not None and not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"cannot assign {type(tensor).__name__} as buffer {name!r}: expected a Tensor or None"
-            )
+            raise TypeError(f"cannot assign {type(tensor).__name__} as buffer {name!r}: expected a Tensor or None")
         self._register("_buffers", name, tensor)
         (self._transient.discard if persistent else self._transient.add)(name)
 
     def register_module(self, name: str, module: Module | None) -> None:
         """Add a child module."""
         if module is not None and not isinstance(module, Module):
-            raise TypeError(
-                f"cannot assign {type(module).__name__} as module {name!r}: expected a Module or None"
-            )
+            raise TypeError(f"cannot assign {type(module).__name__} as module {name!r}: expected a Module or None")
         self._register("_modules", name, module)
 
     add_module = register_module
@@ -145,9 +135,7 @@ class Module(Hooked):
         yield prefix, self
         for name, module in self._modules.items():
             if module is not None:
-                yield from module.named_modules(
-                    memo, f"{prefix}.{name}" if prefix else name, remove_duplicate
-                )
+                yield from module.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
@@ -204,9 +192,7 @@ class Module(Hooked):
         for name in target.split(".") if target else ():
             child = module._modules.get(name)
             if child is None:
-                raise AttributeError(
-                    f"{type(module).__name__} has no module {name!r} (looking for {target!r})"
-                )
+                raise AttributeError(f"{type(module).__name__} has no module {name!r} (looking for {target!r})")
             module = child
         return module
 
@@ -266,9 +252,7 @@ class Module(Hooked):
         for value in args:
             if isinstance(value, Tensor):
                 dtype, device = value.dtype, value.device
-            elif isinstance(value, Device) or (
-                isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda")
-            ):
+            elif isinstance(value, Device) or (isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda")):
                 device = value
             elif value is not None and not isinstance(value, bool):  # PyTorch's positional non_blocking
                 dtype = value

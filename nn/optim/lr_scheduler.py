@@ -21,9 +21,7 @@ class LRScheduler:
             if last_epoch == -1:
                 group["initial_lr"] = group["lr"]
             elif "initial_lr" not in group:
-                raise KeyError(
-                    f'{type(self).__name__}: group {i} has no "initial_lr" to go on from epoch {last_epoch}'
-                )
+                raise KeyError(f'{type(self).__name__}: group {i} has no "initial_lr" to go on from epoch {last_epoch}')
         self.optimizer = optimizer
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self.last_epoch = last_epoch
@@ -56,9 +54,7 @@ class LRScheduler:
 class StepLR(LRScheduler):
     """Multiplies the learning rates by `gamma` every `step_size` epochs."""
 
-    def __init__(
-        self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
         if isinstance(step_size, bool) or not hasattr(step_size, "__index__") or step_size < 1:
             raise ValueError(f"StepLR: step_size must be a positive integer, got {step_size!r}")
         self.step_size = step_size

@@ -27,9 +27,7 @@ class Optimizer:
     def __init__(self, params: Iterable[Any], defaults: Group) -> None:
         name = type(self).__name__
         if isinstance(params, Tensor) or is_array(params):
-            raise TypeError(
-                f"{name}: params must be an iterable of tensors or dicts, got one {type(params).__name__}"
-            )
+            raise TypeError(f"{name}: params must be an iterable of tensors or dicts, got one {type(params).__name__}")
         given = list(params)
         if not given:
             raise ValueError(f"{name}: got an empty list of parameters")
@@ -62,9 +60,7 @@ class Optimizer:
             if not isinstance(parameter, Tensor):
                 raise TypeError(f"{name}: expected tensors, got {type(parameter).__name__}")
             if not parameter.is_leaf:
-                raise ValueError(
-                    f"{name}: a tensor that was computed (shape {parameter.shape}) cannot be optimized"
-                )
+                raise ValueError(f"{name}: a tensor that was computed (shape {parameter.shape}) cannot be optimized")
             if parameter in seen:
                 raise ValueError(f"{name}: a parameter of shape {parameter.shape} is given twice")
             seen.add(parameter)
@@ -157,9 +153,7 @@ class Optimizer:
             saved, states = list(state_dict["param_groups"]), dict(state_dict["state"])
             sizes = [len(group["params"]) for group in saved]
         except (KeyError, TypeError) as error:
-            raise ValueError(
-                f'{name}: expected a dict with "state" and "param_groups" ({error!r})'
-            ) from error
+            raise ValueError(f'{name}: expected a dict with "state" and "param_groups" ({error!r})') from error
         own = [len(group["params"]) for group in self.param_groups]
         if sizes != own:
             raise ValueError(f"{name}: groups of {own} parameters, but the saved ones have {sizes}")
@@ -202,9 +196,7 @@ def _loaded(name: str, key: str, value: Any, parameter: Tensor) -> Any:
     if isinstance(value, Tensor):
         value = value._data
     elif hasattr(value, "detach"):
-        value = (
-            value.detach().cpu().float().numpy() if parameter.itemsize == 2 else value.detach().cpu().numpy()
-        )
+        value = value.detach().cpu().float().numpy() if parameter.itemsize == 2 else value.detach().cpu().numpy()
     if not is_array(value):
         return value
     if value.shape != parameter.shape:
@@ -217,9 +209,7 @@ def zeros_for(param: Any) -> Tensor:
     return wrap(np.zeros_like(param, order="C"))
 
 
-def check_number(
-    optimizer: str, name: str, value: Any, least: float = 0.0, below: float = float("inf")
-) -> None:
+def check_number(optimizer: str, name: str, value: Any, least: float = 0.0, below: float = float("inf")) -> None:
     """Raise unless `value` is a number of at least `least` and less than `below`."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{optimizer}: {name} must be a number, got {type(value).__name__}")
