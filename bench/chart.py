@@ -34,7 +34,7 @@ def draw(path: Path, rows: Sequence[Row], title: str, peer: str | None) -> None:
             positions, [r - 1 for r in ratios], left=1, color=[BLUE if r >= 1 else ORANGE for r in ratios]
         )
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlabel(f"{peer}'s time / adjoint's: right of 1 adjoint is faster")
+        axes.set_xlabel(f"{peer}'s time (or memory) / adjoint's: right of 1 adjoint is better")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(min(0.5, *ratios) / 1.25, max(2.0, *ratios) * 1.5)
