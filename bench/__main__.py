@@ -29,9 +29,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "suites", nargs="*", metavar="suite", help=f"{', '.join(SUITES)}; all if none is given"
-    )
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"{', '.join(SUITES)}; all if none is given")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--against", choices=("torch",), help="the library to compare with")
     parser.add_argument("--quick", action="store_true", help="few and short samples, not to be quoted")

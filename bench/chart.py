@@ -30,9 +30,7 @@ def draw(path: Path, rows: Sequence[Row], title: str, peer: str | None) -> None:
     else:
         ratios = [row.ratio or 1.0 for row in rows]
         axes.set_xscale("log", base=2)
-        axes.barh(
-            positions, [r - 1 for r in ratios], left=1, color=[BLUE if r >= 1 else ORANGE for r in ratios]
-        )
+        axes.barh(positions, [r - 1 for r in ratios], left=1, color=[BLUE if r >= 1 else ORANGE for r in ratios])
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xlabel(f"{peer}'s time (or memory) / adjoint's: right of 1 adjoint is better")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
@@ -42,9 +40,7 @@ def draw(path: Path, rows: Sequence[Row], title: str, peer: str | None) -> None:
         notes = [f"{ratio:.2f}× ({ours})" for ratio, ours in zip(ratios, times, strict=True)]
     for position, row, note in zip(positions, rows, notes, strict=True):
         end = row.ours.median if peer is None else max(row.ratio or 1.0, 1.0)
-        axes.annotate(
-            note, (end, position), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7
-        )
+        axes.annotate(note, (end, position), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(list(positions), labels, fontsize=7)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,4 @@
 
 from . import conv, overhead, pooling, softmax_cross_entropy, train
 
-SUITES = {
-    module.SUITE.name: module.SUITE for module in (conv, pooling, softmax_cross_entropy, overhead, train)
-}
+SUITES = {module.SUITE.name: module.SUITE for module in (conv, pooling, softmax_cross_entropy, overhead, train)}

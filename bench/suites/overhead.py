@@ -84,9 +84,7 @@ TIMED = (
     one_operation(),
     *(optimizer_step(name, with_gradients) for name in ("SGD", "Adam") for with_gradients in (False, True)),
 )
-IMPORT_SECONDS = (
-    "import time; start = time.perf_counter(); import {library}; print(time.perf_counter() - start)"
-)
+IMPORT_SECONDS = "import time; start = time.perf_counter(); import {library}; print(time.perf_counter() - start)"
 
 SUITE = Suite(
     "overhead",

@@ -30,9 +30,7 @@ def mlp(library: Library) -> Any:
     return nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
-def training_step(
-    library: Library, dtype: str, build: Callable[[Library], Any], shape: tuple[int, ...]
-) -> Step:
+def training_step(library: Library, dtype: str, build: Callable[[Library], Any], shape: tuple[int, ...]) -> Step:
     """One step of Adam on random images; the same initial weights for every library."""
     rng = np.random.default_rng(0)
     model = build(library).to(library.device).to(getattr(library.module, dtype))
