@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import adjoint as ad
@@ -26,10 +29,34 @@ def test_every_operation_says_what_it_does(name):
     assert (functions[name].__doc__ or "").strip().endswith("."), f"{name} has no docstring"
 
 
+def readme_example(number: int) -> str:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[number]
+
+
 def test_the_readme_example_learns_and_differentiates(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    exec(compile(readme_example(0), "README.md", "exec"), {})
     first, second = capsys.readouterr().out.strip().splitlines()
     accuracy = float(re.search(r"accuracy ([\d.]+)%", first).group(1))
     assert accuracy > 97
     assert second == "tensor([ 6., 12.])"
+
+
+def test_the_readme_kernel_gets_a_gradient(monkeypatch):
+    """On the CPU, with a stand-in for CuPy whose kernel computes in NumPy: the Function around it is what is tested."""
+
+    def softsign(grid, block, args):
+        x, y, n = args
+        assert x.flags.c_contiguous
+        assert (grid[0] - 1) * block[0] < n <= grid[0] * block[0]
+        y[...] = x / (1 + np.abs(x))
+
+    cupy = types.ModuleType("cupy")
+    cupy.RawKernel = lambda source, name: softsign
+    cupy.ascontiguousarray, cupy.empty_like = np.ascontiguousarray, np.empty_like
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    names: dict = {}
+    exec(compile(readme_example(1).replace('device="cuda"', 'device="cpu"'), "README.md", "exec"), names)
+    np.testing.assert_array_less(np.abs(names["y"].detach().numpy()), 1)
+    x = ad.tensor(np.linspace(-2, 2, 6).reshape(2, 3).T, requires_grad=True)
+    assert ad.autograd.gradcheck(names["Softsign"].apply, (x,))
+    assert ad.autograd.gradgradcheck(names["Softsign"].apply, (x,))
