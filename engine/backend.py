@@ -56,7 +56,7 @@ CPU = Device("cpu")
 def cupy() -> ModuleType:
     """CuPy with a device that answers; a RuntimeError that says what is missing and how to get it otherwise."""
     advice = (
-        "install it with `pip install 'adjoint[cuda12]'` or `'adjoint[cuda13]'` (as the driver allows), "
+        "install it with `pip install 'cupy-cuda12x[ctk]'` or `'cupy-cuda13x[ctk]'` (as the driver allows), "
         "or choose NumPy with ADJOINT_BACKEND=numpy"
     )
     try:

@@ -92,7 +92,7 @@ def test_an_unknown_architecture_is_an_error(capsys):
 def test_without_cupy_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert command.main([]) == 2
-    assert "pip install 'adjoint[cuda12]'" in capsys.readouterr().err
+    assert "pip install 'cupy-cuda12x[ctk]'" in capsys.readouterr().err
 
 
 def test_warming_the_cache_needs_a_gpu(capsys):

@@ -20,7 +20,7 @@ OLDER_ARCHITECTURES = ("sm_70",)  # the last that NVRTC 12 compiles for, and NVR
 _MOST_WORKERS = 16
 
 _HOW_TO_INSTALL = (
-    "pip install 'adjoint[cuda12]' (or 'adjoint[cuda13]'); to compile on a machine without a GPU, this is "
+    "pip install 'cupy-cuda12x[ctk]' (or 'cupy-cuda13x[ctk]'); to compile on a machine without a GPU, this is "
     "enough: pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12"
 )
 

@@ -230,7 +230,7 @@ def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, str]:
 def _compile_error(kernels: Sequence[Kernel], error: Exception, target: str = "") -> RuntimeError:
     hint = ""
     if "could not open source file" in str(error):
-        hint = "\nCUDA's headers are missing: pip install 'adjoint[cuda12]' or 'adjoint[cuda13]'"
+        hint = "\nCUDA's headers are missing: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
     names = ", ".join(map(str, kernels))
     return RuntimeError(f"{names}: compilation failed{target}:\n{error}{hint}")
 

@@ -87,7 +87,7 @@ def device_fixture() -> Any:
 
 
 def _gpu() -> Device:
-    cupy = pytest.importorskip("cupy", reason="needs CuPy: pip install 'adjoint[cuda12]' (or cuda13)")
+    cupy = pytest.importorskip("cupy", reason="needs CuPy: pip install 'cupy-cuda12x[ctk]' (or 13x)")
     if not cupy.is_available():
         pytest.skip("needs a GPU: CuPy finds no CUDA device")
     return Device("cuda", cupy.asarray, cupy.asnumpy)
