@@ -14,10 +14,10 @@ from ..promotion import on_one_device
 from ..tensor import Tensor, as_array, wrap
 from .arithmetic import add, mul, where
 from .define import public
+from .dims import normalize_dim
 from .index import Arrays, check_range
 from .indexing import Accumulate, Put, Take, getitem
 from .positions import along, flat_positions, sums_at
-from .reduction import normalize_dim
 
 
 class Gather(Operation):

@@ -11,10 +11,10 @@ from ..backend import array_module
 from ..operation import Operation
 from ..tensor import Tensor, as_array
 from .define import public
+from .dims import normalize_dim
 from .gathering import index_select
 from .index import Arrays
 from .indexing import Select, Take
-from .reduction import normalize_dim
 from .shape import broadcast_tensors, expand, reshape, sizes_of
 
 

@@ -11,7 +11,8 @@ from ..dtypes import is_floating
 from ..operation import Operation
 from ..tensor import Tensor
 from .define import public
-from .reduction import Dims, sum
+from .dims import Dims
+from .reduction import sum
 
 
 def _binary(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,38 +14,8 @@ from ..operation import Operation
 from ..tensor import Tensor
 from .arithmetic import where
 from .define import public
-
-Dims = int | Sequence[int] | None
-
-
-def normalize_dims(name: str, dim: Dims, ndim: int) -> tuple[int, ...]:
-    """`dim` as sorted non-negative dimensions of a tensor of `ndim`; None and () mean all."""
-    if dim is None:
-        return tuple(range(ndim))
-    dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
-    result = []
-    for d in dims or range(ndim):
-        if not -builtins.max(ndim, 1) <= d < builtins.max(ndim, 1):
-            raise IndexError(f"{name}: dim {d} is out of range for a tensor of {ndim} dimensions")
-        result.append(int(d) % builtins.max(ndim, 1))
-    if len(set(result)) != len(result):
-        raise ValueError(f"{name}: a dim appears twice in {dim}")
-    return tuple(sorted(result)) if ndim else ()
-
-
-def normalize_dim(name: str, dim: int, ndim: int) -> int:
-    """One dimension, non-negative."""
-    if not isinstance(dim, int | np.integer):
-        raise TypeError(f"{name}: dim must be an integer, got {type(dim).__name__}")
-    limit = builtins.max(ndim, 1)
-    if not -limit <= dim < limit:
-        raise IndexError(f"{name}: dim {dim} is out of range for a tensor of {ndim} dimensions")
-    return int(dim) % limit
-
-
-def kept_shape(shape: tuple[int, ...], dims: Sequence[int]) -> tuple[int, ...]:
-    """`shape` with 1 in place of each reduced dimension."""
-    return tuple(1 if i in dims else size for i, size in enumerate(shape))
+from .dims import Dims, kept_shape, normalize_dim, normalize_dims
+from .joining import cat
 
 
 class Sum(Operation):
@@ -180,8 +149,6 @@ class Prod(Operation):
         for i in range(size - 1):
             left.append(left[-1] * x.narrow(ctx.dim, i, 1))
             right.append(right[-1] * x.narrow(ctx.dim, size - 1 - i, 1))
-        from .joining import cat
-
         return grad * cat(left, ctx.dim) * cat(right[::-1], ctx.dim)
 
 

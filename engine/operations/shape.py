@@ -10,7 +10,7 @@ from ..backend import array_module
 from ..operation import Operation
 from ..tensor import Tensor
 from .define import public
-from .reduction import normalize_dim, normalize_dims
+from .dims import normalize_dim, normalize_dims
 
 
 def sizes_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:

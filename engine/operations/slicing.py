@@ -11,8 +11,8 @@ from ..backend import array_module
 from ..operation import Operation
 from ..tensor import Tensor
 from .define import public
+from .dims import normalize_dim
 from .indexing import Select
-from .reduction import normalize_dim
 
 
 @public()

@@ -10,7 +10,7 @@ from ..dtypes import is_floating, is_half
 from ..operation import Operation
 from ..tensor import Tensor
 from .define import public
-from .reduction import normalize_dim
+from .dims import normalize_dim
 
 
 def _shifted(ctx: Operation, x: Any) -> Any:

@@ -11,7 +11,8 @@ from ..dtypes import is_half
 from ..operation import Operation
 from ..tensor import Tensor, wrap
 from .define import public
-from .reduction import Values, normalize_dim
+from .dims import normalize_dim
+from .reduction import Values
 
 
 class Argsort(Operation):
