@@ -131,9 +131,7 @@ def array_module(array: Any) -> ModuleType:
 
 def is_array(value: Any) -> bool:
     """Whether `value` is a NumPy or CuPy array (a NumPy scalar counts as a 0-d array)."""
-    return isinstance(value, np.ndarray | np.generic) or (
-        hasattr(value, "__cuda_array_interface__") and hasattr(value, "get")
-    )
+    return isinstance(value, np.ndarray | np.generic) or type(value).__module__.partition(".")[0] == "cupy"
 
 
 def device_of(array: Any) -> Device:
