@@ -1,5 +1,6 @@
 """adjoint: gradients and neural networks for NumPy and CuPy arrays."""
 
+import sys
 from math import e, inf, nan, pi
 
 from ml_dtypes import finfo, iinfo
@@ -247,3 +248,12 @@ from .engine.tensor import Tensor
 from .nn import data, optim
 
 __version__ = "0.1.0"
+
+# Importable by these names too: `import adjoint.optim as optim`, `from adjoint.autograd import Function`.
+sys.modules |= {
+    f"{__name__}.autograd": autograd,
+    f"{__name__}.cuda": cuda,
+    f"{__name__}.data": data,
+    f"{__name__}.optim": optim,
+    f"{__name__}.optim.lr_scheduler": optim.lr_scheduler,
+}
