@@ -10,6 +10,7 @@ back and compared) and a picture: loss curves, the filters of the first layer, a
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -73,8 +74,10 @@ def mnist_digits(folder: Path) -> Digits:
     """MNIST widened to 32×32: its own split, or where there are only the 10,000 test digits, the last 2,000 to test."""
 
     def read(name: str) -> np.ndarray:
-        plain = folder / name
-        return ad.data.read_idx(plain if plain.exists() else plain.with_name(f"{name}.gz"))
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.exists():
+                return ad.data.read_idx(path)
+        raise FileNotFoundError(f"{folder}: expected MNIST's file {name}, or {name}.gz")
 
     def split(prefix: str) -> tuple[np.ndarray, np.ndarray]:
         images, labels = read(f"{prefix}-images-idx3-ubyte"), read(f"{prefix}-labels-idx1-ubyte")
@@ -216,10 +219,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    if options.backend is not None:
-        ad.set_default_device({"numpy": "cpu", "cupy": "cuda"}[options.backend])
-    ad.manual_seed(options.seed)
-    digits = mnist_digits(options.mnist) if options.mnist else small_digits()
+    try:
+        if options.backend is not None:
+            ad.set_default_device({"numpy": "cpu", "cupy": "cuda"}[options.backend])
+        ad.manual_seed(options.seed)
+        digits = mnist_digits(options.mnist) if options.mnist else small_digits()
+    except (OSError, RuntimeError, ValueError) as error:  # no GPU; no file, or a damaged one
+        sys.exit(f"digits.py: {error}")
     epochs = options.epochs or (3 if options.mnist else 20)
     model = LeNet()
     print(

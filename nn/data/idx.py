@@ -19,7 +19,10 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     A missing file is a FileNotFoundError, one that is damaged or something else a ValueError.
     """
     path = Path(path)
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"read_idx: {path}: there is no such file") from None
     if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
