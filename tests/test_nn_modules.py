@@ -172,6 +172,8 @@ def test_to_changes_floating_tensors_and_keeps_the_objects() -> None:
     assert block.to(ad.zeros(1).double()).scale.dtype == ad.float64
     with pytest.raises(TypeError, match=r"Block\.to: expected a floating dtype, got int64"):
         block.to(ad.int64)
+    with pytest.raises(TypeError, match=r'Block\.to: expected a tensor, "cpu", .* dtype; unknown dtype .tpu.'):
+        block.to("tpu")
     with pytest.raises((RuntimeError, ValueError)):
         block.to("cuda:99")
     assert block.scale.device == "cpu"

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import inplace
 from ..backend import CPU, Device, as_device, device_of, transfer
-from ..dtypes import as_dtype, bfloat16, bool_, float16, float32, float64, int32, int64
+from ..dtypes import as_dtype, bfloat16, bool_, float16, float32, float64, int16, int32, int64
 from ..operation import Operation
 from ..tensor import Tensor, as_array, wrap
 from .define import public
@@ -51,9 +51,8 @@ def contiguous(input: Tensor) -> Tensor:
     return input if input.is_contiguous() else Clone.apply(input)
 
 
-@public()
-def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False) -> Tensor:
-    """The tensor in another dtype, on another device, or like another tensor; itself if nothing changes."""
+def destination(name: str, args: tuple[Any, ...], dtype: Any, device: Any) -> tuple[np.dtype | None, Device | None]:
+    """The dtype and the device that arguments of a `to` ask for, None where they ask for none."""
     for value in args:
         if isinstance(value, Tensor):
             dtype, device = value.dtype, value.device
@@ -61,10 +60,21 @@ def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: b
             device = value
         elif value is not None and not isinstance(value, bool):  # PyTorch's positional non_blocking
             dtype = value
+    try:
+        kind = None if dtype is None else as_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f'{name}: expected a tensor, "cpu", "cuda", "cuda:N" or a dtype; {error}') from None
+    return kind, None if device is None else as_device(device)
+
+
+@public()
+def to(input: Tensor, *args: Any, dtype: Any = None, device: Any = None, copy: bool = False) -> Tensor:
+    """The tensor in another dtype, on another device, or like another tensor; itself if nothing changes."""
+    kind, place = destination("to", args, dtype, device)
     result = input
-    if device is not None and (place := as_device(device)) != input.device:
+    if place is not None and place != input.device:
         result = Transfer.apply(result, device=place)
-    if dtype is not None and (kind := as_dtype(dtype)) != input.dtype:
+    if kind is not None and kind != input.dtype:
         result = Cast.apply(result, dtype=kind)
     return Clone.apply(result) if copy and result is input else result
 
@@ -97,8 +107,8 @@ def _dtype_method(name: str, dtype: np.dtype) -> None:
 
 
 for _name, _dtype in {
-    "float": float32, "double": float64, "half": float16, "bfloat16": bfloat16, "int": int32, "long": int64,
-    "bool": bool_,
+    "float": float32, "double": float64, "half": float16, "bfloat16": bfloat16, "short": int16, "int": int32,
+    "long": int64, "bool": bool_,
 }.items():  # fmt: skip
     _dtype_method(_name, _dtype)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from ...engine import Tensor
-from ...engine.backend import Device, as_device, transfer
-from ...engine.dtypes import as_dtype, bfloat16, float16, float32, float64, is_floating
+from ...engine.backend import Device, transfer
+from ...engine.dtypes import bfloat16, float16, float32, float64, is_floating
+from ...engine.operations.conversion import destination
 from ..parameter import Buffer, Parameter
 from .hooks import Hooked
 from .state import IncompatibleKeys, load, own_tensors
@@ -249,17 +250,9 @@ class Module(Hooked):
 
     def to(self: M, *args: Any, dtype: Any = None, device: Any = None) -> M:
         """Move all parameters and buffers to a device, the floating ones to a dtype; a tensor gives both."""
-        for value in args:
-            if isinstance(value, Tensor):
-                dtype, device = value.dtype, value.device
-            elif isinstance(value, Device) or (isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda")):
-                device = value
-            elif value is not None and not isinstance(value, bool):  # PyTorch's positional non_blocking
-                dtype = value
-        kind = None if dtype is None else as_dtype(dtype)
+        kind, place = destination(f"{type(self).__name__}.to", args, dtype, device)
         if kind is not None and not is_floating(kind):
             raise TypeError(f"{type(self).__name__}.to: expected a floating dtype, got {kind}")
-        place = None if device is None else as_device(device)
 
         def convert(array: Any) -> Any:
             array = array if place is None else transfer(array, place)
