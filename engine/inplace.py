@@ -66,10 +66,10 @@ def check_may_change(target: Tensor, name: str) -> None:
                     "grad mode; make the view in grad mode, or clone() it first"
                 )
     array = target._data
-    if not getattr(array.flags, "writeable", True):
-        raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
     if array.size and any(step == 0 and size > 1 for step, size in zip(array.strides, array.shape, strict=True)):
         raise RuntimeError(f"{name}: several elements of an expanded tensor are one in memory; clone() it first")
+    if not getattr(array.flags, "writeable", True):
+        raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
 
 
 def check_fits(target: Tensor, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:

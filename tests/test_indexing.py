@@ -198,7 +198,8 @@ def test_pieces_are_views(pieces: Any) -> None:
         (1.5, IndexError, "got dtype float32"),
         (np.zeros(2, np.uint8), IndexError, "neither mask nor index"),
         ((Ellipsis, Ellipsis), IndexError, "at most one Ellipsis"),
-        ("a", TypeError, "expected numbers"),
+        ("a", TypeError, "index: expected integers, slices, .* got str"),
+        ([0, [1]], TypeError, "index: expected integers, slices, .* got list"),
     ],
 )
 def test_wrong_indices_are_named(index: Any, error: type[Exception], message: str) -> None:

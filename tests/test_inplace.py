@@ -345,7 +345,7 @@ def test_views_made_under_no_grad_refuse_in_grad_mode() -> None:
 
 def test_expanded_and_read_only_memory_refuses() -> None:
     expanded = (tensor([[1.0]]) * 1).expand(2, 2)
-    with pytest.raises(RuntimeError, match=r"expanded|read-only"):
+    with pytest.raises(RuntimeError, match="add_: several elements of an expanded tensor are one in memory"):
         expanded.add_(1)
     array = np.zeros(3)
     array.flags.writeable = False

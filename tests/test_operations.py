@@ -249,6 +249,10 @@ def test_shapes_that_do_not_fit_are_named() -> None:
             attempt()
     with pytest.raises(TypeError, match=r"^matmul: expected tensors of one dtype, got float64, float32"):
         a @ Tensor(np.ones((3, 1), np.float32))
+    flags = a > 0
+    for name, wrong in {"sub": lambda: flags - flags, "neg": lambda: -flags, "to": lambda: a.to("tpu")}.items():
+        with pytest.raises(TypeError, match=f"^{name}: "):
+            wrong()
     for dim_call in (lambda: a.softmax(2), lambda: a.sum(-3), lambda: a.sort(5), lambda: a.select(0, 2)):
         with pytest.raises(IndexError, match="out of range"):
             dim_call()

@@ -34,7 +34,10 @@ class Sub(Operation):
     promotes = True
 
     def forward(ctx, a: Any, b: Any) -> Any:
-        return a - b
+        try:
+            return a - b
+        except TypeError:
+            raise TypeError("sub: there is no difference of bools; use ^, or convert them with .int()") from None
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         return grad, -grad if ctx.needs_input_grad[1] else None
@@ -50,6 +53,8 @@ class Neg(Operation):
     promotes = True
 
     def forward(ctx, x: Any) -> Any:
+        if x.dtype == bool:
+            raise TypeError("neg: there is no negative of bools; use ~ or logical_not")
         return -x
 
     def backward(ctx, grad: Tensor) -> Tensor:

@@ -22,6 +22,14 @@ def finished(array: Any, requires_grad: bool) -> Tensor:
     return tensor
 
 
+def lengths_of(name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """The shape of a new tensor, given as f(2, 3) or f((2, 3))."""
+    shape = sizes_of(name, sizes)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name}: expected sizes of at least 0, got {shape}")
+    return shape
+
+
 @public(method=False)
 def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A copy of numbers, nested lists, an array or a tensor.
@@ -75,8 +83,6 @@ def from_dlpack(source: Any) -> Tensor:
 
 def _new(shape: tuple[int, ...], value: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
     """A tensor of one value, or with memory as it comes where `value` is None."""
-    if min(shape, default=0) < 0:
-        raise ValueError(f"expected sizes of at least 0, got {shape}")
     kind = get_default_dtype() if dtype is None else as_dtype(dtype)
     place = as_device(device)
     with on_device(place):
@@ -89,19 +95,19 @@ def _new(shape: tuple[int, ...], value: Any, dtype: Any, device: Any, requires_g
 @public(method=False)
 def zeros(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of zeros: `zeros(2, 3)` or `zeros((2, 3))`."""
-    return _new(sizes_of("zeros", size), 0, dtype, device, requires_grad)
+    return _new(lengths_of("zeros", size), 0, dtype, device, requires_grad)
 
 
 @public(method=False)
 def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones: `ones(2, 3)` or `ones((2, 3))`."""
-    return _new(sizes_of("ones", size), 1, dtype, device, requires_grad)
+    return _new(lengths_of("ones", size), 1, dtype, device, requires_grad)
 
 
 @public(method=False)
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor whose elements have not been set."""
-    return _new(sizes_of("empty", size), None, dtype, device, requires_grad)
+    return _new(lengths_of("empty", size), None, dtype, device, requires_grad)
 
 
 @public(method=False)
@@ -110,7 +116,7 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, r
     value = fill_value.item() if isinstance(fill_value, Tensor) else fill_value
     if dtype is None:
         dtype = bool_ if isinstance(value, bool) else int64 if isinstance(value, int) else get_default_dtype()
-    return _new(sizes_of("full", (size,)), value, dtype, device, requires_grad)
+    return _new(lengths_of("full", (size,)), value, dtype, device, requires_grad)
 
 
 def _like(input: Tensor, value: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
@@ -148,7 +154,7 @@ def full_like(
 def _new_method(name: str, value: Any) -> None:
     def method(self: Tensor, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
         place = self.device if device is None else device
-        return _new(sizes_of(name, size), value, self.dtype if dtype is None else dtype, place, requires_grad)
+        return _new(lengths_of(name, size), value, self.dtype if dtype is None else dtype, place, requires_grad)
 
     method.__name__ = method.__qualname__ = name
     method.__doc__ = f"`{name.removeprefix('new_')}` in the dtype and on the device of this tensor."

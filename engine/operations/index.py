@@ -139,7 +139,12 @@ def _plain(item: Any, x: Any) -> Any:
         return int(item)
     if isinstance(item, bool | np.bool_):
         return array_module(x).asarray(bool(item))
-    array = as_array(item)
+    try:
+        array = as_array(item)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"index: expected integers, slices, None, Ellipsis, bools or tensors, got {type(item).__name__}"
+        ) from None
     if not array.size and not hasattr(item, "dtype"):
         array = array.astype(np.int64)  # an empty list
     if array.dtype == np.uint8:

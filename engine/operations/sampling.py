@@ -11,9 +11,8 @@ from ..backend import Device, array_module, as_device, is_array, on_device
 from ..dtypes import as_dtype, get_default_dtype, int64, is_floating, is_half
 from ..random import Generator, default_generator
 from ..tensor import Tensor, wrap
-from .creation import finished
+from .creation import finished, lengths_of
 from .define import public
-from .shape import sizes_of
 
 
 def _stream(name: str, generator: Generator | None, device: Device) -> Any:
@@ -30,8 +29,6 @@ def _floats(name: str, kind: str, shape: tuple[int, ...], dtype: Any, device: An
     dtype = get_default_dtype() if dtype is None else as_dtype(dtype)
     if not is_floating(dtype):
         raise TypeError(f"{name}: expected a floating dtype, got {dtype}")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"{name}: expected sizes of at least 0, got {shape}")
     place = as_device(generator.device if device is None and generator is not None else device)
     with on_device(place):
         wide = np.float32 if is_half(dtype) else dtype
@@ -50,7 +47,7 @@ def rand(
     requires_grad: bool = False,
 ) -> Tensor:
     """Uniform numbers in [0, 1)."""
-    return finished(_floats("rand", "random", sizes_of("rand", size), dtype, device, generator), requires_grad)
+    return finished(_floats("rand", "random", lengths_of("rand", size), dtype, device, generator), requires_grad)
 
 
 @public(method=False)
@@ -63,7 +60,7 @@ def randn(
 ) -> Tensor:
     """Normal numbers of mean 0 and standard deviation 1."""
     return finished(
-        _floats("randn", "standard_normal", sizes_of("randn", size), dtype, device, generator), requires_grad
+        _floats("randn", "standard_normal", lengths_of("randn", size), dtype, device, generator), requires_grad
     )
 
 
@@ -85,7 +82,7 @@ def randint(
         raise TypeError("randint: expected randint(high, size) or randint(low, high, size)")
     if low >= high:
         raise ValueError(f"randint: expected low < high, got {low} and {high}")
-    shape = sizes_of("randint", (size,))
+    shape = lengths_of("randint", (size,))
     place = as_device(generator.device if device is None and generator is not None else device)
     with on_device(place):
         drawn = _stream("randint", generator, place).integers(low, high, size=shape, dtype=np.int64)
@@ -156,7 +153,7 @@ def normal(
     if tensors:
         size = np.broadcast_shapes(*(value.shape for value in tensors))
         dtype, device = dtype or tensors[0].dtype, device or tensors[0].device
-    drawn = wrap(_floats("normal", "standard_normal", sizes_of("normal", (size,)), dtype, device, generator))
+    drawn = wrap(_floats("normal", "standard_normal", lengths_of("normal", (size,)), dtype, device, generator))
     return finished((drawn * _constant(std) + _constant(mean)).data, requires_grad)
 
 
