@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from . import backend
 from .array_holder import ArrayHolder
-from .dtypes import as_dtype, get_default_dtype, is_floating
+from .dtypes import as_dtype, get_default_dtype, is_floating, promote_types
 from .grad_mode import mode
 
 if TYPE_CHECKING:
@@ -100,6 +101,9 @@ class Tensor(ArrayHolder):
         def __getitem__(self, index: Any) -> Tensor: ...
         def __setitem__(self, index: Any, value: Any) -> None: ...
 
+    def __pos__(self) -> Tensor:
+        return self
+
     @property
     def data(self) -> Any:
         """The NumPy or CuPy array itself. Setting it counts as a change in place."""
@@ -176,9 +180,9 @@ class Tensor(ArrayHolder):
         if value is not None:
             if not isinstance(value, Tensor):
                 raise TypeError(f"grad: expected a Tensor or None, got {type(value).__name__}")
-            given, wanted = ((tensor.shape, tensor.dtype, str(tensor.device)) for tensor in (value, self))
-            if given != wanted:
-                raise RuntimeError(f"grad: this tensor has shape, dtype and device {wanted}, but the gradient {given}")
+            if value.shape != self.shape or value.dtype != self.dtype or value.device != self.device:
+                wanted, given = (f"{t.shape} of {t.dtype} on {t.device}" for t in (self, value))
+                raise RuntimeError(f"grad: this tensor has shape {wanted}, but the gradient {given}")
         self._grad = value
 
     @property
@@ -316,7 +320,6 @@ def as_array(data: Any, dtype: Any = None) -> Any:
         array = np.asarray(data) if isinstance(data, np.generic) else data
     else:
         array = _from_python(data)
-        dtype = dtype or (get_default_dtype() if array.dtype.kind == "f" else None)
         if (device := backend.default_device()).type != "cpu":
             array = backend.transfer(array if dtype is None else array.astype(as_dtype(dtype)), device)
     dtype = as_dtype(array.dtype if dtype is None else dtype)
@@ -324,12 +327,17 @@ def as_array(data: Any, dtype: Any = None) -> Any:
 
 
 def _from_python(data: Any) -> np.ndarray:
-    """Nested lists of numbers, arrays or tensors as one NumPy array; float32 arrays inside stay float32."""
+    """Nested lists of numbers, arrays or tensors as one NumPy array; a Python float counts as the default dtype."""
+    dtypes: set[np.dtype] = set()
 
     def plain(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
         if isinstance(value, Tensor):
-            return backend.transfer(value._data, backend.CPU)
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+            value = backend.transfer(value._data, backend.CPU)
+        if isinstance(value, float | np.ndarray | np.generic):
+            dtypes.add(getattr(value, "dtype", get_default_dtype()))
+        return value
 
     try:
         array = np.asarray(plain(data))
@@ -337,6 +345,9 @@ def _from_python(data: Any) -> np.ndarray:
         raise ValueError(f"tensor: expected numbers in a regular shape ({error})") from error
     if array.dtype.kind not in "biufV":
         raise TypeError(f"tensor: expected numbers, got {type(data).__name__} that NumPy reads as {array.dtype}")
+    floats = [as_dtype(dtype) for dtype in dtypes if dtype.kind in "fV"]
+    if array.dtype.kind in "fV":
+        array = array.astype(functools.reduce(promote_types, floats) if floats else get_default_dtype(), copy=False)
     return array
 
 

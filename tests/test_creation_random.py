@@ -62,6 +62,25 @@ def test_tensor_reads_python_as_pytorch_does(data: Any) -> None:
     assert got.tolist() == expected.tolist() and got.shape == tuple(expected.shape)
 
 
+NESTED = [
+    [np.float64(1)], [np.ones(2), np.zeros(2)], [np.float32(1), 2.0], [np.float16(1)], [np.float16(1), 2.0],
+    [np.int32(1)], [np.int32(1), 2.0], [True, 1.0], [[]],
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Creating a tensor from a list of numpy.ndarrays")
+@pytest.mark.parametrize("data", NESTED, ids=repr)
+def test_the_dtypes_of_arrays_in_lists_count_as_in_pytorch(data: Any) -> None:
+    torch = pytest.importorskip("torch", reason="the reference is PyTorch (extra `peers`)")
+    assert str(ad.tensor(data).dtype) == str(torch.tensor(data).dtype).removeprefix("torch.")
+
+
+def test_tensors_in_lists_keep_their_dtype() -> None:
+    assert ad.tensor([ad.ones(2, dtype="bfloat16")]).dtype == BFLOAT16
+    assert ad.tensor([ad.ones(2, dtype="float64"), ad.ones(2)]).dtype == np.float64
+    assert ad.tensor([ad.ones(2, dtype="float64")], dtype="float32").dtype == np.float32
+
+
 def test_tensor_copies_and_converts() -> None:
     array = np.arange(3.0)
     for source in (array, Tensor(array)):
@@ -93,14 +112,15 @@ def test_like_and_new_take_over_what_is_not_said() -> None:
 
 def test_wrong_settings_are_named() -> None:
     for attempt, message in [
-        (lambda: ad.zeros(-1), "sizes of at least 0"), (lambda: ad.arange(0, 5, -1),
+        (lambda: ad.zeros(-1), "zeros: expected sizes of at least 0"), (lambda: ad.arange(0, 5, -1),
             "arange: a step of -1 does not lead"),
         (lambda: ad.arange(0, 5, 0), "arange: a step of 0"), (lambda: ad.linspace(0, 1, -1), "linspace"),
         (lambda: ad.eye(-1), "eye"), (lambda: ad.randint(3, 3, (2,)), "randint: expected low < high"),
         (lambda: ad.randperm(-1), "randperm"), (lambda: ad.normal(0, -1, (2,)),
             "normal: expected a standard deviation"),
         (lambda: ad.rand(3).bernoulli_(1.5), "bernoulli_: expected a probability"), (lambda: ad.rand(-2),
-            "rand"),
+            "rand: expected sizes of at least 0"),
+        (lambda: ad.randint(3, (-1,)), "randint: expected sizes"), (lambda: ad.ones(1).new_zeros(-1), "new_zeros: "),
         (lambda: ad.rand(3).uniform_(1, 0), "uniform_"), (lambda: ad.rand(3).normal_(0, -1), "normal_"),
         (lambda: ad.multinomial(ad.zeros(3), 1), "multinomial"), (lambda: ad.multinomial(ad.ones(3), 4),
             "multinomial"),

@@ -29,6 +29,25 @@ def test_every_operation_says_what_it_does(name):
     assert (functions[name].__doc__ or "").strip().endswith("."), f"{name} has no docstring"
 
 
+def test_operators_and_methods_under_a_second_name():
+    x = ad.tensor([-1.0, 2.0])
+    assert abs(x).tolist() == [1.0, 2.0] and +x is x
+    assert x.clip(0, 1).tolist() == x.clone().clip_(0, 1).tolist() == [0.0, 1.0]
+    assert x.short().dtype == ad.short
+
+
+def test_modules_are_imported_by_the_names_under_which_they_are_found():
+    import adjoint.cuda
+    import adjoint.optim as optim
+    from adjoint.autograd import Function
+    from adjoint.data import DataLoader
+    from adjoint.optim.lr_scheduler import StepLR
+
+    assert optim is ad.optim is ad.nn.optim and StepLR is optim.lr_scheduler.StepLR
+    assert Function is ad.autograd.Function and DataLoader is ad.data.DataLoader
+    assert adjoint.cuda.is_available is ad.cuda.is_available
+
+
 def readme_example(number: int) -> str:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[number]
 

@@ -52,6 +52,7 @@ acosh = unary(
 atanh = unary("atanh", "The inverse hyperbolic tangent.", np.arctanh, from_input=lambda grad, x: grad / (1 - x * x))
 tanh = unary("tanh", "The hyperbolic tangent.", np.tanh, from_output=lambda grad, y: grad * (1 - y * y))
 abs = unary("abs", "The absolute value.", np.abs, from_input=lambda grad, x: grad * x.sign(), floats=False)
+Tensor.__abs__ = abs  # type: ignore[attr-defined]
 sign = unary("sign", "-1, 0 or 1.", np.sign, from_input=lambda grad, x: grad * 0, floats=False)
 floor = unary(
     "floor",
@@ -115,6 +116,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
 
 
 clip = clamp
+Tensor.clip, Tensor.clip_ = clamp, Tensor.clamp_  # type: ignore[attr-defined]
 
 
 class Round(Operation):
