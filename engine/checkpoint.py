@@ -25,8 +25,9 @@ def checkpoint(
 ) -> Any:
     """`function(*args, **kwargs)`, of which only the arguments are kept: backward runs it again.
 
-    The function must do the same each time; random numbers repeat with `preserve_rng_state`. Gradients also
-    reach tensors that it captured. This is PyTorch's non-reentrant checkpoint, the only kind there is.
+    The function must do the same each time; random numbers repeat with `preserve_rng_state`, which must be off where
+    an argument is on a GPU. Gradients also reach tensors that it captured. This is PyTorch's non-reentrant
+    checkpoint, the only kind there is.
     T. Chen et al., Training deep nets with sublinear memory cost, 2016, arXiv:1604.06174.
     """
     if use_reentrant:
@@ -50,6 +51,11 @@ class _Region:
         self.generators = []
         if keep_random:
             devices = {CPU, *(tensor.device for tensor in self.tensors)}
+            if any(device.type != "cpu" for device in devices):  # CuPy does not show the state of its generators
+                raise RuntimeError(
+                    "checkpoint: random numbers on a GPU cannot be repeated; give preserve_rng_state=False for a "
+                    "function that draws none"
+                )
             self.generators = [random.default_generator(device) for device in devices]
         self.random_states = [generator.get_state() for generator in self.generators]
         self.start = next_order()  # later nodes have smaller numbers

@@ -329,18 +329,8 @@ def as_array(data: Any, dtype: Any = None) -> Any:
 def _from_python(data: Any) -> np.ndarray:
     """Nested lists of numbers, arrays or tensors as one NumPy array; a Python float counts as the default dtype."""
     dtypes: set[np.dtype] = set()
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        if isinstance(value, Tensor):
-            value = backend.transfer(value._data, backend.CPU)
-        if isinstance(value, float | np.ndarray | np.generic):
-            dtypes.add(getattr(value, "dtype", get_default_dtype()))
-        return value
-
     try:
-        array = np.asarray(plain(data))
+        array = np.asarray(_without_tensors(data, dtypes))
     except ValueError as error:
         raise ValueError(f"tensor: expected numbers in a regular shape ({error})") from error
     if array.dtype.kind not in "biufV":
@@ -349,6 +339,17 @@ def _from_python(data: Any) -> np.ndarray:
     if array.dtype.kind in "fV":
         array = array.astype(functools.reduce(promote_types, floats) if floats else get_default_dtype(), copy=False)
     return array
+
+
+def _without_tensors(value: Any, dtypes: set[np.dtype]) -> Any:
+    """Nested lists with the arrays of tensors in their places; `dtypes` collects what arrays and floats count as."""
+    if isinstance(value, list | tuple):
+        return [_without_tensors(item, dtypes) for item in value]
+    if isinstance(value, Tensor):
+        value = backend.transfer(value._data, backend.CPU)
+    if isinstance(value, float | np.ndarray | np.generic):
+        dtypes.add(getattr(value, "dtype", get_default_dtype()))
+    return value
 
 
 def _rebuild(kind: type[Tensor], array: Any, device: str | None, requires_grad: bool) -> Tensor:

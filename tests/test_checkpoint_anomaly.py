@@ -15,6 +15,7 @@ import pytest
 
 from adjoint import Tensor, manual_seed, no_grad, rand
 from adjoint.engine.anomaly import detect_anomaly, set_detect_anomaly
+from adjoint.engine.backend import Device
 from adjoint.engine.checkpoint import checkpoint
 from adjoint.engine.function import Function
 from adjoint.engine.grad_mode import Watcher
@@ -167,6 +168,15 @@ def test_random_numbers_repeat(preserve: bool) -> None:
         manual_seed(3)
         rand(2, 3, dtype="float64")
         assert np.array_equal(rand(4).data, after.data) and np.array_equal(rand(4).data, follows.data)
+
+
+def test_random_numbers_of_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "device", Device("cuda", 0))
+    x = Tensor(np.ones(2), requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"checkpoint: random numbers on a GPU .* preserve_rng_state=False"):
+        checkpoint(lambda x: x * x, x)
+    checkpoint(lambda x: x * x, x, preserve_rng_state=False).sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0]
 
 
 def test_nested_and_consecutive_regions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -79,6 +80,16 @@ def test_tensors_in_lists_keep_their_dtype() -> None:
     assert ad.tensor([ad.ones(2, dtype="bfloat16")]).dtype == BFLOAT16
     assert ad.tensor([ad.ones(2, dtype="float64"), ad.ones(2)]).dtype == np.float64
     assert ad.tensor([ad.ones(2, dtype="float64")], dtype="float32").dtype == np.float32
+
+
+def test_reading_a_list_leaves_nothing_to_the_garbage_collector() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        ad.tensor([[1.0, 2.0], [3.0, 4.0]])
+        assert not gc.collect()
+    finally:
+        gc.enable()
 
 
 def test_tensor_copies_and_converts() -> None:
