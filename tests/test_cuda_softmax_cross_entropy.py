@@ -323,12 +323,15 @@ def test_parity_of_scale(cuda_device, shape, dtype):
     rng = np.random.default_rng(0)
     grad = rng.standard_normal(shape).astype(dtype)
     before = grad.copy()
-    for upstream in (np.array(-2.5, dtype), rng.standard_normal(shape[0]).astype(dtype)):
+    for upstream in (np.array(-2.5, dtype), np.array(1, dtype), rng.standard_normal(shape[0]).astype(dtype)):
         result = softmax_cross_entropy_scale(cuda_device.put(grad), cuda_device.put(upstream))
         wide = np.float64 if dtype == "float64" else np.float32
         expected = (grad.astype(wide) * upstream.astype(wide).reshape(-1, 1)).astype(dtype)
         np.testing.assert_array_equal(cuda_device.get(result), expected)
         assert result.dtype == grad.dtype
+        mine = cuda_device.put(grad.copy())
+        assert softmax_cross_entropy_scale(mine, cuda_device.put(upstream), in_place=True) is mine
+        np.testing.assert_array_equal(cuda_device.get(mine), expected)
     np.testing.assert_array_equal(grad, before)
 
 

@@ -104,7 +104,9 @@ def test_any_setting(n, classes, soft, weighted, smoothing, reduction, seed):
 
 @pytest.mark.parametrize("soft, classes", [(False, 9000), (True, 9000), (False, 1)])
 def test_many_and_few_classes(soft, classes):
+    buffer = np.getbufsize()
     check(*operands(5, classes, soft, True), 0.1, "mean")
+    assert np.getbufsize() == buffer
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint64])
@@ -218,6 +220,9 @@ def test_scale(dtype, monkeypatch):
         assert scaled.dtype == dtype and not np.shares_memory(scaled, grad)
         wanted = grad.astype(np.float64) * upstream.astype(np.float64).reshape(-1, 1)
         np.testing.assert_array_equal(scaled, wanted.astype(dtype))
+        mine = grad.copy()
+        assert kernels.softmax_cross_entropy_scale(mine, upstream, in_place=True) is mine
+        np.testing.assert_array_equal(mine, scaled)
     assert kernels.softmax_cross_entropy_scale(grad[:0], rows[:0]).shape == (0, 7)
     with pytest.raises(ValueError, match=r"upstream \(\) or \(N,\), got \(9, 7\) and \(3,\)"):
         kernels.softmax_cross_entropy_scale(grad, rows[:3])

@@ -15,9 +15,11 @@ import numpy as np
 from . import parallel
 from .arithmetic import compute_dtype
 
-_PIECE_BYTES = 1 << 19
+_PIECE_BYTES = 2 << 20  # smaller ones are passed on too often
 # Above this OpenBLAS shares a dot product among its own threads.
 _LONGEST_DOT = 8192
+# NumPy copies one number per row into a buffer, once for each column, where two rows fit into it.
+_BUFFER = 512
 
 
 def softmax_cross_entropy(
@@ -46,10 +48,14 @@ def softmax_cross_entropy(
         # A gradient of the compute type is made where it will stay.
         stays = grad is not None and grad.dtype == dtype
         scratch = np.empty((0 if stays else min(step, n), classes), dtype)
+        _narrow_buffer(classes)
         for part in parts:
-            z = grad[part] if grad is not None and stays else scratch[: part.stop - part.start]
-            np.subtract(logits[part], logits[part].max(axis=1, keepdims=True), out=z, dtype=dtype, casting="unsafe")
-            taken, mass = rows.take(part, z)
+            given = logits[part]
+            lines = np.arange(len(given))
+            z = grad[part] if grad is not None and stays else scratch[: len(given)]
+            top = given[lines, given.argmax(axis=1), None]  # faster than max, and also the first NaN
+            np.subtract(given, top, out=z, dtype=dtype, casting="unsafe")
+            taken, mass = rows.take(part, lines, z)
             np.exp(z, out=z)
             totals = _sums(z)
             loss = np.log(totals)
@@ -60,7 +66,7 @@ def softmax_cross_entropy(
             if grad is not None:
                 mass = mass / totals if count is None else mass / (totals * count)
                 z *= mass[:, None]
-                rows.subtract(part, z, count)
+                rows.subtract(part, lines, z, count)
                 rows.leave_out(part, z)
                 if not stays:
                     np.copyto(grad[part], z, casting="unsafe")
@@ -75,14 +81,19 @@ def softmax_cross_entropy(
     return np.asarray(loss, dtype=logits.dtype), grad
 
 
-def softmax_cross_entropy_scale(grad: np.ndarray, upstream: np.ndarray) -> np.ndarray:
+def softmax_cross_entropy_scale(grad: np.ndarray, upstream: np.ndarray, in_place: bool = False) -> np.ndarray:
+    one_a_row = upstream.ndim == 1
+    if in_place and not one_a_row and upstream == 1:
+        return grad
     dtype = compute_dtype(grad.dtype)
-    factors = np.broadcast_to(upstream.astype(dtype), grad.shape[:1])
-    scaled = np.empty(grad.shape, grad.dtype)
+    factors = upstream.astype(dtype)[..., None] if one_a_row else upstream.astype(dtype)
+    scaled = grad if in_place else np.empty(grad.shape, grad.dtype)
 
     def work(parts: Iterator[slice]) -> None:
+        _narrow_buffer(grad.shape[1])
         for part in parts:
-            np.multiply(grad[part], factors[part, None], out=scaled[part], dtype=dtype, casting="unsafe")
+            factor = factors[part] if one_a_row else factors
+            np.multiply(grad[part], factor, out=scaled[part], dtype=dtype, casting="unsafe")
 
     parallel.share(work, parallel.split(len(grad), _rows(grad.shape[1], dtype)))
     return scaled
@@ -100,12 +111,10 @@ class _Indices:
         classes: int,
         dtype: np.dtype,
     ) -> None:
-        self.ignored = target == ignore_index
-        self.index = _checked(target, self.ignored, classes)
-        self.any_ignored = bool(self.ignored.any())
+        self.index, self.ignored = _checked(target, ignore_index, classes)
         self.weights = weights
         self.picked = np.ones(len(target), dtype) if weights is None else weights[self.index]
-        self.picked[self.ignored] = 0
+        self.leave_out(slice(None), self.picked)
         self.exact = self.picked * dtype.type(1 - label_smoothing)
         self.smooth = dtype.type(label_smoothing / classes)
         self.mass = dtype.type(classes) if weights is None else weights.sum()
@@ -113,26 +122,26 @@ class _Indices:
     def count(self) -> np.floating:
         return self.picked.sum()
 
-    def take(self, part: slice, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, part: slice, lines: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sum of each row's coefficients times z, and of the coefficients."""
         exact = self.exact[part]
-        taken = z[np.arange(len(z)), self.index[part]] * exact
+        taken = z[lines, self.index[part]] * exact
         if not self.smooth:
             return taken, exact
         taken += self.smooth * (_sums(z) if self.weights is None else _sums(z * self.weights))
         return taken, exact + self.smooth * self.mass
 
-    def subtract(self, part: slice, out: np.ndarray, count: np.floating | None) -> None:
+    def subtract(self, part: slice, lines: np.ndarray, out: np.ndarray, count: np.floating | None) -> None:
         """Take the coefficients, divided by `count`, away from each row."""
         if self.smooth:
             smooth = self.smooth if self.weights is None else self.smooth * self.weights
             out -= smooth if count is None else smooth / count
         exact = self.exact[part]
-        out[np.arange(len(out)), self.index[part]] -= exact if count is None else exact / count
+        out[lines, self.index[part]] -= exact if count is None else exact / count
 
     def leave_out(self, part: slice, out: np.ndarray) -> None:
         """Set what belongs to ignored rows to zero."""
-        if self.any_ignored:
+        if self.ignored is not None:
             out[self.ignored[part]] = 0
 
 
@@ -149,12 +158,12 @@ class _Probabilities:
     def count(self) -> np.floating:
         return self.dtype.type(len(self.target))
 
-    def take(self, part: slice, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, part: slice, lines: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sum of each row's coefficients times z, and of the coefficients."""
         coefficients = self._coefficients(part)
         return _sums(coefficients * z), _sums(coefficients)
 
-    def subtract(self, part: slice, out: np.ndarray, count: np.floating | None) -> None:
+    def subtract(self, part: slice, lines: np.ndarray, out: np.ndarray, count: np.floating | None) -> None:
         """Take the coefficients, divided by `count`, away from each row."""
         coefficients = self._coefficients(part)
         out -= coefficients if count is None else coefficients / count
@@ -176,19 +185,33 @@ def _rows(classes: int, dtype: np.dtype) -> int:
     return max(1, _PIECE_BYTES // (classes * dtype.itemsize))
 
 
+def _narrow_buffer(classes: int) -> None:
+    """Let NumPy read one number per row in place; `parallel.share` sets the buffer back."""
+    if 2 * classes > _BUFFER:
+        np.setbufsize(_BUFFER)
+
+
 def _sums(values: np.ndarray) -> np.ndarray:
     """The sum of each row."""
-    if values.shape[1] > _LONGEST_DOT:
-        return values.sum(axis=1)
-    return np.vecdot(values, np.ones(values.shape[1], values.dtype))
+    classes = values.shape[1]
+    ones = np.ones(min(classes, _LONGEST_DOT), values.dtype)
+    sums = np.vecdot(values[:, :_LONGEST_DOT], ones)
+    for start in range(_LONGEST_DOT, classes, _LONGEST_DOT):
+        sums += np.vecdot(values[:, start : start + _LONGEST_DOT], ones[: classes - start])
+    return sums
 
 
-def _checked(target: np.ndarray, ignored: np.ndarray, classes: int) -> np.ndarray:
-    """The class index of each row, 0 for ignored ones."""
+def _checked(target: np.ndarray, ignore_index: int, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The class index of each row, 0 for ignored ones; and which are ignored, None if no row is."""
+    index = target.astype(np.intp, copy=False)
+    # Without its sign a negative number is larger than any class.
+    if not 0 <= ignore_index < classes and index.view(np.uintp).max(initial=0) < classes:
+        return index, None
+    ignored = target == ignore_index
     wrong = ((target < 0) | (target >= classes)) & ~ignored
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
             f"softmax_cross_entropy: class index {int(target[row])} in row {row} is out of range for {classes} classes"
         )
-    return np.where(ignored, 0, target).astype(np.intp)
+    return np.where(ignored, 0, target).astype(np.intp), ignored

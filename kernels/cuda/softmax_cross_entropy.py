@@ -119,10 +119,10 @@ def softmax_cross_entropy(
     return result, grad
 
 
-def softmax_cross_entropy_scale(grad: Array, upstream: Array) -> Array:
+def softmax_cross_entropy_scale(grad: Array, upstream: Array, in_place: bool = False) -> Array:
     grad, upstream = launch.contiguous(grad), launch.contiguous(upstream)
     rows, classes = grad.shape
-    result = launch.empty(grad.shape, grad.dtype, grad)
+    result = grad if in_place else launch.empty(grad.shape, grad.dtype, grad)
     threads = min(_BLOCK, _power_of_two(max(1, classes)))
     rows_per_block = _BLOCK // threads
     blocks = launch.divide_up(rows, rows_per_block)

@@ -379,13 +379,13 @@ __global__ void __launch_bounds__(kBlock) softmax_cross_entropy_reduce(
     if (threadIdx.x == 0) *result = narrow<T>(Accumulator<T>(sum / divisor));
 }
 
-// grad (N, C) times one number, or one a row. Neither is changed: a graph that is kept goes back through them again.
+// grad (N, C) times one number, or one a row. `result` may be `grad`, whose rows with a factor of 1 then stay as they are.
 template <class T>
 __global__ void __launch_bounds__(kBlock) softmax_cross_entropy_scale(
-    const T* __restrict__ grad, const T* __restrict__ upstream, T* __restrict__ result, int64 rows, int classes,
-    int one_a_row) {
+    const T* grad, const T* __restrict__ upstream, T* result, int64 rows, int classes, int one_a_row) {
     for (int64 at = int64(blockIdx.x) * blockDim.y + threadIdx.y; at < rows; at += int64(gridDim.x) * blockDim.y) {
         const Accumulator<T> factor = widen(upstream[one_a_row ? at : 0]);
+        if (result == grad && factor == 1) continue;
         const Columns<kVector<T>> columns(grad + at * classes, classes);
         for (int step = 0; columns.at(step) < classes; ++step) {
             const Pack<T, kVector<T>> pack = load(columns, grad + at * classes, step, narrow<T>(0));
