@@ -109,6 +109,8 @@ def run(
             node.accumulate(grads[0])  # type: ignore[arg-type]
             arriving = []
             continue
+        if node.consumes:
+            node.is_last_pass = not retain_graph
         arriving = _step(node, grads, route)
         if not retain_graph:
             node.release()

@@ -74,7 +74,9 @@ class Operation:
     promotes: ClassVar[bool] = False  # bring the arrays to PyTorch's common dtype before forward
     differentiable: ClassVar[bool] = True
     is_view: ClassVar[bool] = False  # the outputs may share the memory of input 0
+    consumes: ClassVar[bool] = False  # backward changes arrays of `save_arrays` where `is_last_pass`: it frees them
     materializes_grads: bool = True  # backward gets zeros, not None, for outputs that no gradient reached
+    is_last_pass: bool = False  # of an operation that consumes: the walk does not retain the graph
 
     __slots__ = ("__dict__", "__weakref__", "edges", "hooks", "needs_input_grad", "order", "outputs", "saved_entries")
 

@@ -350,6 +350,45 @@ def test_softmax_chooses_pytorchs_dim_with_a_warning() -> None:
         assert F.softmax(x.half(), 2, dtype=ad.float64).dtype == ad.float64
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_cross_entropy_goes_back_twice_whatever_becomes_of_the_first_gradient(factor: float) -> None:
+    logits = ad.Tensor(LOGITS, requires_grad=True)
+    loss = F.cross_entropy(logits, ad.Tensor(CLASSES)) * factor
+    (first,) = ad.autograd.grad(loss, logits, retain_graph=True)
+    wanted = first.numpy().copy()
+    first.numpy()[:] = np.nan
+    (second,) = ad.autograd.grad(loss, logits, retain_graph=True)
+    np.testing.assert_array_equal(second.numpy(), wanted)
+    second.zero_()
+    (last,) = ad.autograd.grad(loss, logits)
+    np.testing.assert_array_equal(last.numpy(), wanted)
+    with pytest.raises(RuntimeError, match="freed already"):
+        ad.autograd.grad(loss, logits)
+    np.testing.assert_array_equal(last.numpy(), wanted)
+
+
+def test_cross_entropy_is_not_scaled_again_after_an_error() -> None:
+    logits = ad.Tensor(LOGITS, requires_grad=True)
+    loss = F.cross_entropy(logits, ad.Tensor(CLASSES), reduction="sum")
+    wanted = ad.autograd.grad(loss, logits, retain_graph=True)[0].numpy()
+
+    def fail(*_: Any) -> None:
+        raise KeyError("hook")
+
+    two = ad.Tensor(np.array(2.0))
+    handle = loss.grad_fn.register_prehook(fail)  # before the gradient is scaled
+    with pytest.raises(KeyError):
+        ad.autograd.grad(loss, logits, two)
+    handle.remove()
+    np.testing.assert_array_equal(ad.autograd.grad(loss, logits, retain_graph=True)[0].numpy(), wanted)
+    handle = loss.grad_fn.register_hook(fail)  # after it
+    with pytest.raises(KeyError):
+        ad.autograd.grad(loss, logits, two)
+    handle.remove()
+    with pytest.raises(RuntimeError, match="freed already"):
+        ad.autograd.grad(loss, logits)
+
+
 def test_all_rows_ignored_give_nan() -> None:
     loss = F.cross_entropy(ad.Tensor(LOGITS), ad.Tensor(np.full(5, -100)))
     assert np.isnan(loss.item())

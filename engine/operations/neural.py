@@ -11,8 +11,9 @@ import numpy as np
 
 from ... import kernels
 from ..backend import array_module
+from ..grad_mode import mode
 from ..operation import Operation
-from ..tensor import Tensor
+from ..tensor import Tensor, wrap
 
 Optional = Tensor | None
 
@@ -181,6 +182,8 @@ class SoftmaxCrossEntropy(Operation):
     Forward computes the gradient along with the loss, while it has the exponentials; backward only scales it.
     """
 
+    consumes = True
+
     def forward(ctx, logits: Any, target: Any) -> Any:
         need_logits, need_target = ctx.needs_input_grad[:2]
         loss, grad = kernels.softmax_cross_entropy(
@@ -196,11 +199,14 @@ class SoftmaxCrossEntropy(Operation):
         logits, target, *grad = ctx.saved
         need_logits, need_target = ctx.needs_input_grad
         by_logits = by_target = None
-        settings = {
-            "weight": ctx.weight, "ignore_index": ctx.ignore_index, "label_smoothing": ctx.label_smoothing,
-            "reduction": ctx.reduction,
-        }  # fmt: skip
-        if need_logits:
+        if need_logits and ctx.is_last_pass and not mode.grad:
+            ctx.release()  # before the array changes: a pass after an error must not find it
+            by_logits = wrap(kernels.softmax_cross_entropy_scale(grad[0]._data, upstream._data, in_place=True))
+        elif need_logits:
+            settings = {
+                "weight": ctx.weight, "ignore_index": ctx.ignore_index, "label_smoothing": ctx.label_smoothing,
+                "reduction": ctx.reduction,
+            }  # fmt: skip
             by_logits = SoftmaxCrossEntropyGrad.apply(upstream, logits, target, grad[0], **settings)
         if need_target:
             by_target = logits.log_softmax(1) * _target_factor(ctx, logits) * -_column(upstream)
@@ -211,11 +217,11 @@ class SoftmaxCrossEntropyGrad(Operation):
     """upstream · (softmax(logits) Σ q − q), q: the weighted, smoothed targets; `grad`: the difference."""
 
     def forward(ctx, upstream: Any, logits: Any, target: Any, grad: Any) -> Any:
-        ctx.save_inputs(0, 1, 2, 3)
+        ctx.save_inputs(0, 1, 2)
         return kernels.softmax_cross_entropy_scale(grad, upstream)
 
     def backward(ctx, direction: Tensor) -> tuple[Optional, Optional, Optional, None]:
-        upstream, logits, target, _ = ctx.saved
+        upstream, logits, target = ctx.saved
         need_upstream, need_logits, need_target, _ = ctx.needs_input_grad
         by_upstream = by_logits = by_target = None
         p = logits.softmax(1)
