@@ -367,6 +367,8 @@ BAD = {
         ValueError,
         r"betas\[1\] must be at least 0 and below 1, got 1",
     ),
+    "betas-one": (lambda: optim.Adam(P, betas=0.9), ValueError, "betas must be two numbers, got 0.9"),
+    "no-params": (lambda: optim.SGD([{"lr": 0.1}]), ValueError, "SGD: a group needs \"params\", got only 'lr'"),
     "eps": (lambda: optim.Adam(P, eps=-1e-8), ValueError, "Adam: eps must be at least 0"),
 }
 
@@ -382,6 +384,7 @@ def test_a_gradient_that_does_not_fit_changes_nothing() -> None:
     good, bad = nn.Parameter(np.ones(2)), nn.Parameter(np.ones(2))
     good.grad = bad.grad = ad.Tensor(np.ones(2))
     bad.data = np.ones(1)
-    with pytest.raises(RuntimeError, match=r"shape \(1,\) and dtype float64 has a gradient of shape \(2,\)"):
-        optim.SGD([good, bad], lr=0.1).step()
+    for groups in ([good, bad], [{"params": good}, {"params": bad}]):
+        with pytest.raises(RuntimeError, match=r"shape \(1,\) and dtype float64 has a gradient of shape \(2,\)"):
+            optim.SGD(groups, lr=0.1).step()
     np.testing.assert_array_equal(good.detach().numpy(), 1)

@@ -40,7 +40,7 @@ class Adam(Optimizer):
         name = type(self).__name__
         for setting in ("lr", "eps", "weight_decay"):
             check_number(name, setting, group[setting])
-        if len(group["betas"]) != 2:
+        if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
             raise ValueError(f"{name}: betas must be two numbers, got {group['betas']!r}")
         for i, beta in enumerate(group["betas"]):
             check_number(name, f"betas[{i}]", beta, below=1.0)

@@ -48,8 +48,10 @@ class Optimizer:
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with settings of their own; what is not given is taken from the defaults."""
         name = type(self).__name__
-        if not isinstance(param_group, dict) or "params" not in param_group:
-            raise TypeError(f'{name}: expected a dict with "params", got {type(param_group).__name__}')
+        if not isinstance(param_group, dict):
+            raise TypeError(f"{name}: expected a dict, got {type(param_group).__name__}")
+        if "params" not in param_group:
+            raise ValueError(f'{name}: a group needs "params", got only {", ".join(map(repr, param_group))}')
         params = param_group["params"]
         if isinstance(params, set):
             raise TypeError(f"{name}: a set of parameters has no order; give a list")
@@ -82,14 +84,17 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            changing = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in changing:
-                self._check_gradient(parameter)
-            for parameter in changing:
-                array, grad = parameter._data, parameter.grad._data
-                self.update(group, self.state[parameter], array, grad)
-                parameter._versions[0] += 1
+        changing = [
+            (group, parameter)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        for _, parameter in changing:
+            self._check_gradient(parameter)
+        for group, parameter in changing:
+            self.update(group, self.state[parameter], parameter._data, parameter.grad._data)
+            parameter._versions[0] += 1
         return loss
 
     def _check_gradient(self, parameter: Tensor) -> None:
