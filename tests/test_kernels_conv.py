@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adjoint import kernels
-from adjoint.kernels.cpu import parallel
+from adjoint.kernels.cpu import parallel, scratch
 
 conv = importlib.import_module("adjoint.kernels.cpu.conv")
+interleaved = importlib.import_module("adjoint.kernels.cpu.interleaved")
 
 ZEROS = ((0, 0), (0, 0))
 
@@ -31,7 +32,14 @@ CASES = [
     ((1, 70, 9, 9), (66, 70, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
     ((2, 40, 13, 13), (48, 40, 3, 3), (2, 2), ((0, 1), (1, 0)), (1, 1), 1),
     ((1, 1, 5, 5), (1, 1, 2, 2), (1, 1), ((4, 0), (0, 4)), (1, 1), 1),
+    # Enough small images to be interleaved.
+    ((19, 6, 14, 14), (16, 6, 5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((9, 4, 7, 8), (6, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2),
+    ((11, 3, 9, 9), (5, 3, 3, 3), (2, 2), ((1, 1), (0, 1)), (2, 1), 1),
+    ((8, 2, 4, 5), (3, 2, 2, 3), (1, 1), ((3, 1), (4, 5)), (1, 1), 1),
 ]
+
+INTERLEAVED = CASES[-4:]
 
 
 def padded(x, padding):
@@ -102,6 +110,8 @@ def test_matches_naive_loops(case):
 def test_pieces_of_any_size(case, piece_bytes, monkeypatch):
     for name in ("_SMALL_PIECE_BYTES", "_LARGE_PIECE_BYTES"):
         monkeypatch.setattr(conv, name, piece_bytes)
+    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 100 * piece_bytes)
+    monkeypatch.setattr(interleaved, "_LEAST_IMAGES", 1)
     for product in (0, 1000, 1 << 30):
         monkeypatch.setattr(conv, "_SMALL_PRODUCT", product)
         x_shape, weight_shape, *arguments = case
@@ -133,7 +143,7 @@ sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.integers(0, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.tuples(sides, sides),
+    st.integers(0, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.tuples(sides, sides),
     pairs, pairs, pairs, st.tuples(st.integers(0, 5), st.integers(0, 5)), st.integers(0, 100),
 )  # fmt: skip
 def test_any_setting(n, groups, c, k, padding, taps, stride, dilation, more, seed):
@@ -143,7 +153,7 @@ def test_any_setting(n, groups, c, k, padding, taps, stride, dilation, more, see
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[6], CASES[14]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[6], CASES[14], *INTERLEAVED], ids=str)
 def test_half_types_round_once(case, dtype):
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands(x_shape, weight_shape, dtype)
@@ -160,6 +170,43 @@ def test_half_types_round_once(case, dtype):
     np.testing.assert_allclose(got.astype(np.float64), dw, **step)
 
 
+@pytest.mark.parametrize("case", INTERLEAVED, ids=str)
+def test_many_small_images_are_interleaved(case, monkeypatch):
+    calls = []
+    for name in ("forward", "input_grad", "weight_grad"):
+        method = getattr(interleaved.Interleaving, name)
+        monkeypatch.setattr(
+            interleaved.Interleaving, name, lambda *a, name=name, method=method: [calls.append(name), method(*a)][1]
+        )
+    x_shape, weight_shape, *arguments = case
+    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 3 * 8 * 150 * 100)
+    monkeypatch.setattr(interleaved, "_LEAST_IMAGES", 2)
+    check(*operands(x_shape, weight_shape), arguments)
+    # A gradient with a stride along the width is folded.
+    assert calls == ["forward", *["input_grad"] * (arguments[0][1] == 1), "weight_grad"]
+
+
+def test_scratch_memory_is_kept_and_not_shared():
+    shape, dtype = (3, 7), np.dtype(np.float32)
+    with scratch.scratch() as memory:
+        memory.empty(shape, dtype)
+        memory.empty(shape, dtype)
+    with scratch.scratch() as memory:
+        first, second = memory.empty(shape, dtype), memory.empty(shape, dtype)
+        assert first.ctypes.data % 64 == second.ctypes.data % 64 == 0
+        assert not np.shares_memory(first, second)
+        with scratch.scratch() as inner:
+            inner.empty(shape, dtype)
+            inner.clear()
+            assert not np.shares_memory(inner.empty(shape, dtype), first)
+        memory.clear()
+        assert np.shares_memory(memory.empty(shape, dtype), first)
+        large = memory.empty((100 << 20,), np.dtype(np.uint8))
+        assert not np.shares_memory(large, first)
+    with scratch.scratch() as memory:
+        assert len(memory._memory) <= scratch._MOST_BYTES + 64
+
+
 def views(a):
     """The same values behind other strides."""
     yield np.asfortranarray(a)
@@ -169,7 +216,7 @@ def views(a):
     yield np.broadcast_to(a[:1], a.shape)
 
 
-@pytest.mark.parametrize("case", CASES[:7], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:7], *INTERLEAVED], ids=str)
 def test_any_strides(case):
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands(x_shape, weight_shape)
@@ -188,7 +235,7 @@ def test_empty(x_shape, weight_shape):
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-@pytest.mark.parametrize("case", CASES[:5], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:5], *INTERLEAVED], ids=str)
 def test_what_is_not_finite_stays_in_its_place(case, value):
     x_shape, weight_shape, *arguments = case
     # Padding times a weight that is not finite is NaN; x and dy reach only their own windows.
@@ -209,9 +256,11 @@ def test_no_warning_for_infinities():
     assert np.isnan(y).all()
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[4], CASES[13], CASES[14]], ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[4], CASES[13], CASES[14], *INTERLEAVED], ids=str)
 def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
     monkeypatch.setattr(conv, "_SMALL_PIECE_BYTES", 20000)
+    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 20000)
+    monkeypatch.setattr(interleaved, "_LEAST_IMAGES", 1 if case in INTERLEAVED else 100)
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands((9, *x_shape[1:]), weight_shape, np.float32)
     dy = make(kernels.conv2d(x, weight, None, *arguments).shape)

@@ -11,6 +11,7 @@ from ..geometry import Padding, Pair, Shape
 from . import depthwise, parallel
 from .arithmetic import compute_dtype
 from .columns import Block, Piece, Unfolding
+from .interleaved import Interleaving
 
 # Up to this many multiplications OpenBLAS computes a product on the calling thread: pieces go to our threads.
 _SMALL_PRODUCT = (1 << 19) - 1
@@ -32,6 +33,9 @@ def conv2d(
     shape = geometry.conv2d(x.shape, weight.shape, None, stride, padding, dilation, groups)
     if depthwise.serves(weight.shape, groups, stride):
         return depthwise.forward(x, weight, bias, shape, stride, padding, dilation)
+    interleaving = Interleaving(x.shape, weight.shape, shape[2:], stride, padding, dilation, groups, dtype)
+    if interleaving.serves:
+        return interleaving.forward(x, weight, bias)
     filters = weight.astype(dtype, copy=False).reshape(groups, k // groups, c * r * s)
     if bias is not None:
         bias = bias.astype(dtype, copy=False).reshape(groups, k // groups, 1, 1)
@@ -53,7 +57,11 @@ def conv2d_input_grad(
             return depthwise.input_grad(dy, weight, input_shape, stride, padding, dilation)
         dy, around = _reach(dy, (r, s), padding, dilation)
         return depthwise.forward(dy, weight[..., ::-1, ::-1], None, input_shape, stride, around, dilation)
-    filters = weight.astype(compute_dtype(dy.dtype), copy=False).reshape(groups, k // groups, c, r, s)
+    interleaving = Interleaving(input_shape, weight.shape, dy.shape[2:], stride, padding, dilation, groups, dy.dtype)
+    filters = weight.astype(interleaving.dtype, copy=False).reshape(groups, k // groups, c, r, s)
+    # Round the rows of an interleaved dy are zeros, and 0 * inf is not 0.
+    if interleaving.serves and stride[1] == 1 and np.isfinite(filters).all():
+        return interleaving.input_grad(dy, weight)
     # For each tap unfolding dy writes k rows and folding adds c * groups rows, at about twice the price.
     if stride == (1, 1) and (r == s == 1 or k <= 2 * c * groups):
         flipped = filters.swapaxes(1, 2)[..., ::-1, ::-1].reshape(groups, c, k // groups * r * s)
@@ -77,6 +85,9 @@ def conv2d_weight_grad(
         dw = depthwise.weight_grad(dy, x, weight_shape, stride, padding, dilation)
         if np.isfinite(dw).all():
             return dw.astype(dy.dtype, copy=False)
+    interleaving = Interleaving(x.shape, weight_shape, dy.shape[2:], stride, padding, dilation, groups, dtype)
+    if interleaving.serves:
+        return interleaving.weight_grad(dy, x).reshape(weight_shape).astype(dy.dtype, copy=False)
     settings = (x.shape, (r, s), dy.shape[2:], stride, padding, dilation, groups, dtype, k // groups)
     unfolding, small = _unfolding(*settings)
     dw = _weight_grad(dy, x, unfolding, small)
