@@ -17,7 +17,7 @@ import numpy as np
 
 from .taps import Window
 
-_PIECE_BYTES = 1 << 19
+_PIECE_BYTES = 2 << 20  # smaller ones are passed on too often between threads
 
 
 class Windows:
