@@ -61,7 +61,7 @@ class Tensor(ArrayHolder):
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         self._data = as_array(data)
-        self._versions = [0]
+        self._versions = data._versions if isinstance(data, Tensor) else [0]  # one memory, one count of its changes
         if requires_grad:
             self.requires_grad = True
 
@@ -161,6 +161,11 @@ class Tensor(ArrayHolder):
         if not self.is_leaf:
             raise RuntimeError("only tensors that a user made can be pickled or deep-copied; use detach() first")
         return _rebuild, (type(self), backend.transfer(self._data, backend.CPU), str(self.device), self.requires_grad)
+
+    def __copy__(self) -> Tensor:
+        if not self.is_leaf:
+            raise RuntimeError("only tensors that a user made can be copied; use detach() or clone()")
+        return _rebuild(type(self), self, None, self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:

@@ -260,6 +260,20 @@ def test_leaves_and_nodes() -> None:
     assert y.is_leaf and not y.requires_grad
 
 
+def test_what_shares_memory_shares_the_count_of_changes() -> None:
+    x = tensor([1.0, 2.0])
+    for other in (copy.copy(x), Tensor(x), Tensor(x, requires_grad=True)):
+        assert np.shares_memory(other.data, x.data) and type(other) is Tensor
+        y = (x * x).sum()
+        with no_grad():
+            other.mul_(2)
+        with pytest.raises(RuntimeError, match="changed in place"):
+            y.backward()
+    assert copy.copy(x).requires_grad
+    with pytest.raises(RuntimeError, match="can be copied"):
+        copy.copy(x * 2)
+
+
 def test_copies_and_pickles_of_leaves() -> None:
     x = tensor([1.0, 2.0])
     (x * x).sum().backward()
