@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from . import geometry
+from . import cpu, geometry
 from .geometry import Padding, Pair
 
 __all__ = [
@@ -227,8 +227,6 @@ def softmax_cross_entropy_scale(grad: Array, upstream: Array, in_place: bool = F
 def _side(array: Array) -> ModuleType:
     """The implementation for this type of array."""
     if isinstance(array, np.ndarray):
-        from . import cpu
-
         return cpu
     from . import cuda
 
