@@ -56,6 +56,11 @@ def _names() -> str:
     return ", ".join(str(dtype) for dtype in _CATEGORY)
 
 
+def is_supported(dtype: np.dtype) -> bool:
+    """Whether there are tensors of `dtype`."""
+    return dtype in _CATEGORY
+
+
 def is_floating(dtype: np.dtype) -> bool:
     """Whether `dtype` can carry a gradient."""
     return _CATEGORY.get(dtype) == _FLOAT

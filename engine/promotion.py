@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .backend import array_module, device_of, is_array, transfer
-from .dtypes import result_type
+from .dtypes import is_supported, result_type
 
 
 def promote(operation: type, arrays: list[Any]) -> list[Any]:
@@ -51,7 +51,9 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, bool | int | float):
         return value.item() if isinstance(value, np.generic) else value
     if isinstance(value, np.generic):
-        return np.asarray(value)
+        value = np.asarray(value)
     if is_array(value):
+        if not is_supported(value.dtype):
+            raise TypeError(f"{name}: there are no tensors of dtype {value.dtype}; convert the array first")
         return value
     raise TypeError(f"{name}: expected tensors, arrays or numbers, got {type(value).__name__}")

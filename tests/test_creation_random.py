@@ -140,7 +140,8 @@ def test_wrong_settings_are_named() -> None:
             attempt()
     for wrong in (lambda: ad.zeros(2.5), lambda: ad.zeros(2, dtype="text"), lambda: ad.rand(2, dtype="int64"),
                   lambda: Generator().set_state("a"), lambda: ad.arange(3).bernoulli(),
-                  lambda: ad.randint(3)):  # fmt: skip
+                  lambda: ad.randint(3), lambda: ad.randperm(2.5), lambda: ad.eye("a"),
+                  lambda: ad.linspace(0, 1, 2.5), lambda: ad.ones(2).clamp("a")):  # fmt: skip
         with pytest.raises(TypeError):
             wrong()
     with pytest.raises(RuntimeError, match="only floating tensors"):

@@ -253,6 +253,11 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     for name, wrong in {"sub": lambda: flags - flags, "neg": lambda: -flags, "to": lambda: a.to("tpu")}.items():
         with pytest.raises(TypeError, match=f"^{name}: "):
             wrong()
+    for other in (np.array([1j]), np.array(["a"]), np.ones(1, np.uint32)):
+        with pytest.raises(TypeError, match=f"there are no tensors of dtype {other.dtype}"):
+            a + other
+    with pytest.raises(TypeError, match=r"^sum: dim must be an integer or a sequence of them, got float"):
+        a.sum(1.5)
     for dim_call in (lambda: a.softmax(2), lambda: a.sum(-3), lambda: a.sort(5), lambda: a.select(0, 2)):
         with pytest.raises(IndexError, match="out of range"):
             dim_call()

@@ -227,8 +227,7 @@ def linspace(
     requires_grad: bool = False,
 ) -> Tensor:
     """`steps` numbers at equal distances, from `start` to `end`, both included."""
-    if steps < 0:
-        raise ValueError(f"linspace: expected at least 0 steps, got {steps}")
+    (steps,) = lengths_of("linspace", (steps,))
     kind = get_default_dtype() if dtype is None else as_dtype(dtype)
     place = as_device(device)
     with on_device(place):
@@ -238,9 +237,8 @@ def linspace(
 @public(method=False)
 def eye(n: int, m: int | None = None, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A matrix (n, m) with ones on the diagonal and zeros elsewhere; m is n by default."""
-    if n < 0 or (m is not None and m < 0):
-        raise ValueError(f"eye: expected sizes of at least 0, got {n} and {m}")
+    rows, columns = lengths_of("eye", (n, n if m is None else m))
     kind = get_default_dtype() if dtype is None else as_dtype(dtype)
     place = as_device(device)
     with on_device(place):
-        return finished(module_of(place).eye(n, n if m is None else m, dtype=kind), requires_grad)
+        return finished(module_of(place).eye(rows, columns, dtype=kind), requires_grad)

@@ -13,6 +13,8 @@ def normalize_dims(name: str, dim: Dims, ndim: int) -> tuple[int, ...]:
     """`dim` as sorted non-negative dimensions of a tensor of `ndim`; None and () mean all."""
     if dim is None:
         return tuple(range(ndim))
+    if not isinstance(dim, int | np.integer | Sequence):
+        raise TypeError(f"{name}: dim must be an integer or a sequence of them, got {type(dim).__name__}")
     dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
     result = [normalize_dim(name, d, ndim) for d in dims or range(ndim)]
     if len(set(result)) != len(result):

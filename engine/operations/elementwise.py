@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import is_array
 from ..dtypes import get_default_dtype, is_floating, result_type
 from ..operation import Operation
 from ..tensor import Tensor
@@ -109,6 +110,9 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """Each element limited to [min, max], numbers or tensors; either limit may be None."""
     if min is None and max is None:
         raise ValueError("clamp: expected min, max or both, got neither")
+    for limit in (min, max):
+        if not (limit is None or isinstance(limit, Tensor | int | float) or is_array(limit)):
+            raise TypeError(f"clamp: expected numbers or tensors as limits, got {type(limit).__name__}")
     if isinstance(min, Tensor) or isinstance(max, Tensor):
         result = input if min is None else where(input < min, min, input)
         return result if max is None else where(result > max, max, result)

@@ -93,8 +93,7 @@ def randint(
 @public(method=False)
 def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None) -> Tensor:
     """The whole numbers below `n` in random order; int64 by default."""
-    if n < 0:
-        raise ValueError(f"randperm: expected at least 0, got {n}")
+    (n,) = lengths_of("randperm", (n,))
     place = as_device(generator.device if device is None and generator is not None else device)
     kind = int64 if dtype is None else as_dtype(dtype)
     with on_device(place):
