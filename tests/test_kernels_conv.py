@@ -32,7 +32,7 @@ CASES = [
     ((1, 70, 9, 9), (66, 70, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
     ((2, 40, 13, 13), (48, 40, 3, 3), (2, 2), ((0, 1), (1, 0)), (1, 1), 1),
     ((1, 1, 5, 5), (1, 1, 2, 2), (1, 1), ((4, 0), (0, 4)), (1, 1), 1),
-    # Enough small images to be interleaved.
+    # Several blocks of images where a block is made for two of them.
     ((19, 6, 14, 14), (16, 6, 5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
     ((9, 4, 7, 8), (6, 2, 3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2),
     ((11, 3, 9, 9), (5, 3, 3, 3), (2, 2), ((1, 1), (0, 1)), (2, 1), 1),
@@ -87,14 +87,18 @@ def operands(x_shape, weight_shape, dtype=np.float64, seed=0):
 def check(x, weight, dy, arguments, rtol=1e-10, atol=1e-10):
     y, dy, dx, dw = naive(x, weight, dy, *arguments)
     copies = [a.copy() for a in (x, weight, dy)]
-    results = (
-        kernels.conv2d(x, weight, None, *arguments),
-        kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
-        kernels.conv2d_weight_grad(dy, x, weight.shape, *arguments),
-    )
-    for result, wanted in zip(results, (y, dx, dw), strict=True):
-        assert result.dtype == x.dtype and result.flags.c_contiguous
-        np.testing.assert_allclose(result.astype(np.float64), wanted, rtol, atol)
+    # Never interleaved, and wherever that is possible.
+    for most in (0, 1 << 30):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(interleaved, "_MOST_OUTPUTS", most)
+            results = (
+                kernels.conv2d(x, weight, None, *arguments),
+                kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
+                kernels.conv2d_weight_grad(dy, x, weight.shape, *arguments),
+            )
+        for result, wanted in zip(results, (y, dx, dw), strict=True):
+            assert result.dtype == x.dtype and result.flags.c_contiguous
+            np.testing.assert_allclose(result.astype(np.float64), wanted, rtol, atol)
     for array, copy in zip((x, weight, dy), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 
@@ -110,10 +114,9 @@ def test_matches_naive_loops(case):
 def test_pieces_of_any_size(case, piece_bytes, monkeypatch):
     for name in ("_SMALL_PIECE_BYTES", "_LARGE_PIECE_BYTES"):
         monkeypatch.setattr(conv, name, piece_bytes)
-    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 100 * piece_bytes)
-    monkeypatch.setattr(interleaved, "_LEAST_IMAGES", 1)
     for product in (0, 1000, 1 << 30):
         monkeypatch.setattr(conv, "_SMALL_PRODUCT", product)
+        monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 10 * piece_bytes)
         x_shape, weight_shape, *arguments = case
         check(*operands(x_shape, weight_shape), arguments)
 
@@ -170,18 +173,28 @@ def test_half_types_round_once(case, dtype):
     np.testing.assert_allclose(got.astype(np.float64), dw, **step)
 
 
+def two_images_a_block(case, monkeypatch):
+    x_shape, weight_shape, stride, padding, dilation, groups = case
+    size = kernels.geometry.conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups)[2:]
+    way = interleaved.Interleaving(x_shape, weight_shape, size, stride, padding, dilation, groups, np.dtype(np.float32))
+    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 2 * way.image_bytes)
+
+
 @pytest.mark.parametrize("case", INTERLEAVED, ids=str)
-def test_many_small_images_are_interleaved(case, monkeypatch):
+def test_small_images_are_interleaved(case, monkeypatch):
     calls = []
     for name in ("forward", "input_grad", "weight_grad"):
         method = getattr(interleaved.Interleaving, name)
         monkeypatch.setattr(
             interleaved.Interleaving, name, lambda *a, name=name, method=method: [calls.append(name), method(*a)][1]
         )
+    two_images_a_block(case, monkeypatch)
     x_shape, weight_shape, *arguments = case
-    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 3 * 8 * 150 * 100)
-    monkeypatch.setattr(interleaved, "_LEAST_IMAGES", 2)
-    check(*operands(x_shape, weight_shape), arguments)
+    x, weight, make = operands(x_shape, weight_shape)
+    y, dy, dx, dw = naive(x, weight, make, *arguments)
+    np.testing.assert_allclose(kernels.conv2d(x, weight, None, *arguments), y, 1e-10, 1e-10)
+    np.testing.assert_allclose(kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), dx, 1e-10, 1e-10)
+    np.testing.assert_allclose(kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), dw, 1e-10, 1e-10)
     # A gradient with a stride along the width is folded.
     assert calls == ["forward", *["input_grad"] * (arguments[0][1] == 1), "weight_grad"]
 
@@ -259,8 +272,10 @@ def test_no_warning_for_infinities():
 @pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[4], CASES[13], CASES[14], *INTERLEAVED], ids=str)
 def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
     monkeypatch.setattr(conv, "_SMALL_PIECE_BYTES", 20000)
-    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 20000)
-    monkeypatch.setattr(interleaved, "_LEAST_IMAGES", 1 if case in INTERLEAVED else 100)
+    if case in INTERLEAVED:
+        two_images_a_block(case, monkeypatch)
+    else:
+        monkeypatch.setattr(interleaved, "_MOST_OUTPUTS", 0)
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands((9, *x_shape[1:]), weight_shape, np.float32)
     dy = make(kernels.conv2d(x, weight, None, *arguments).shape)

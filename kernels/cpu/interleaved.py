@@ -1,4 +1,4 @@
-"""Convolution of many small images, interleaved: channels by height by width by images.
+"""Convolution of small images, interleaved: channels by height by width by images.
 
 What a tap sees from a row of the output is then one run of memory, as long as the row times the images of a
 block, and matrix products have long rows too. Nothing lies between the rows that does not belong there.
@@ -17,8 +17,8 @@ from .scratch import Scratch, scratch
 
 # Up to this many multiplications OpenBLAS computes a product on the calling thread.
 _SMALL_PRODUCT = (1 << 19) - 1
-_BLOCK_BYTES = 2 << 20
-_LEAST_IMAGES = 8
+_BLOCK_BYTES = 5 << 19
+_MOST_OUTPUTS = 192
 _LEAST_COLUMNS = 64
 _MOST_SUMS = 64
 
@@ -45,18 +45,22 @@ class Interleaving:
         self.outputs = weight_shape[0] // groups
         self.depth = self.inside * self.taps[0] * self.taps[1]
         self.dtype = compute_dtype(dtype)
-        image_bytes = self.dtype.itemsize * groups * self.depth * size[0] * size[1]
-        count = -(-shape[0] * image_bytes // _BLOCK_BYTES)
-        # As many images as keep a block in the cache, and blocks of one size for an even number of threads.
-        self.images = -(-shape[0] // max(1, count + (count > 1 and count % 2)))
+        # The columns of x, and those of dy for the input gradient, on average.
+        rows = groups * (self.depth + self.outputs * self.taps[1]) // 2
+        self.image_bytes = self.dtype.itemsize * rows * size[0] * max(size[1], shape[3])
+        total = shape[0] * self.image_bytes
+        # Blocks that the cache holds, of one size and even in number for an even number of threads.
+        count = 1 if 2 * total <= _BLOCK_BYTES else 2 * -(-total // (2 * _BLOCK_BYTES))
+        self.images = -(-shape[0] // count)
 
     @property
     def serves(self) -> bool:
         """Whether this is the way to compute the convolution."""
         # To interleave takes time for each element of the output and saves it for each row of an image's columns.
-        few = self.groups * self.outputs * self.size[0] * self.size[1] <= 64 * (64 + self.groups * self.depth)
+        outputs = self.groups * self.outputs * self.size[0] * self.size[1]
+        few = outputs <= _MOST_OUTPUTS * (16 + self.groups * self.depth)
         thin = self.outputs * self.depth * _LEAST_COLUMNS <= _SMALL_PRODUCT
-        return few and thin and self.images >= _LEAST_IMAGES and self.depth > self.inside
+        return few and thin and 0 < self.image_bytes <= _BLOCK_BYTES and self.images > 0 and self.depth > self.inside
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The convolution (N, K, P, Q)."""
