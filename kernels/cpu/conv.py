@@ -8,13 +8,13 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Padding, Pair, Shape
-from . import depthwise, parallel
+from . import depthwise, parallel, winograd
 from .arithmetic import compute_dtype
 from .columns import Block, Piece, Unfolding
 from .interleaved import Interleaving
 
-# Up to this many multiplications OpenBLAS computes a product on the calling thread: pieces go to our threads.
-_SMALL_PRODUCT = (1 << 19) - 1
+# Up to this size of a product pieces go to our threads, beyond it to the threads of BLAS.
+_SMALL_PRODUCT = parallel.SMALL_PRODUCT
 _SMALL_PIECE_BYTES = 1 << 20
 _LARGE_PIECE_BYTES = 4 << 20
 
@@ -33,6 +33,10 @@ def conv2d(
     shape = geometry.conv2d(x.shape, weight.shape, None, stride, padding, dilation, groups)
     if depthwise.serves(weight.shape, groups, stride):
         return depthwise.forward(x, weight, bias, shape, stride, padding, dilation)
+    if winograd.serves(x.dtype, shape, weight.shape, stride, dilation, groups):
+        y = winograd.forward(x, weight, bias, shape, padding, groups)
+        if y is not None:
+            return y
     interleaving = Interleaving(x.shape, weight.shape, shape[2:], stride, padding, dilation, groups, dtype)
     if interleaving.serves:
         return interleaving.forward(x, weight, bias)
@@ -57,6 +61,11 @@ def conv2d_input_grad(
             return depthwise.input_grad(dy, weight, input_shape, stride, padding, dilation)
         dy, around = _reach(dy, (r, s), padding, dilation)
         return depthwise.forward(dy, weight[..., ::-1, ::-1], None, input_shape, stride, around, dilation)
+    if winograd.serves(dy.dtype, input_shape, weight.shape, stride, dilation, groups):
+        seen, around = _reach(dy, (r, s), padding, dilation)
+        dx = winograd.forward(seen, weight, None, input_shape, around, groups, transposed=True)
+        if dx is not None:
+            return dx
     interleaving = Interleaving(input_shape, weight.shape, dy.shape[2:], stride, padding, dilation, groups, dy.dtype)
     filters = weight.astype(interleaving.dtype, copy=False).reshape(groups, k // groups, c, r, s)
     # Round the rows of an interleaved dy are zeros, and 0 * inf is not 0.
@@ -85,6 +94,10 @@ def conv2d_weight_grad(
         dw = depthwise.weight_grad(dy, x, weight_shape, stride, padding, dilation)
         if np.isfinite(dw).all():
             return dw.astype(dy.dtype, copy=False)
+    if winograd.serves(dy.dtype, dy.shape, weight_shape, stride, dilation, groups):
+        grad = winograd.weight_grad(dy, x, weight_shape, padding, groups)
+        if grad is not None:
+            return grad
     interleaving = Interleaving(x.shape, weight_shape, dy.shape[2:], stride, padding, dilation, groups, dtype)
     if interleaving.serves:
         return interleaving.weight_grad(dy, x).reshape(weight_shape).astype(dy.dtype, copy=False)

@@ -17,6 +17,9 @@ import numpy as np
 
 Piece = TypeVar("Piece")
 
+# Up to this many multiplications OpenBLAS computes a product on the calling thread.
+SMALL_PRODUCT = (1 << 19) - 1
+
 _VARIABLE = "ADJOINT_NUM_THREADS"
 
 _threads: int | None = None
