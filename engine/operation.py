@@ -197,7 +197,7 @@ class Operation:
         if cls.promotes:
             arrays = promote(cls, arrays)
         try:
-            result = ctx.forward(*arrays)
+            result = _forward(ctx, arrays)
         except ValueError as error:
             if "could not be broadcast" not in str(error):
                 raise
@@ -223,6 +223,11 @@ class Operation:
             for watcher in mode.watchers:
                 watcher.passed_forward(ctx, inputs, output)
         return output
+
+
+@np.errstate(all="ignore")  # NumPy alone would warn of log(0) or 0 / 0: CuPy and PyTorch do not
+def _forward(ctx: Operation, arrays: list[Any]) -> Any:
+    return ctx.forward(*arrays)
 
 
 def _as_output(ctx: Operation, array: Any, index: int, recorded: bool) -> Tensor:

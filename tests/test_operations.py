@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -261,3 +262,20 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     for dim_call in (lambda: a.softmax(2), lambda: a.sum(-3), lambda: a.sort(5), lambda: a.select(0, 2)):
         with pytest.raises(IndexError, match="out of range"):
             dim_call()
+
+
+def test_no_warning_where_cupy_and_pytorch_give_none():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = Tensor(np.array([0.0, -1.0, 1e308]), requires_grad=True)
+        results = [x.log(), x.sqrt(), 1 / x, x * 10, x - x / 0, (x * 10) ** 2]
+        sum(result.sum() for result in results).backward()
+    assert not np.isfinite(results[0].detach().numpy()[0])
+
+
+@pytest.mark.parametrize("divide", ["floor_divide", "remainder", "div"])
+def test_an_integer_divided_by_zero_is_an_error(divide):
+    settings = {"rounding_mode": "trunc"} if divide == "div" else {}
+    with pytest.raises(ZeroDivisionError, match=f"{divide}: an integer divided by 0"):
+        functions[divide](Tensor(np.array([1, 2])), Tensor(np.array([1, 0])), **settings)
+    assert np.isnan(functions["remainder"](Tensor(np.array([1.0])), 0.0).data).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -118,12 +119,28 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     return TruncDivide.apply(input, other)
 
 
+def _dtype(a: Any, b: Any) -> np.dtype:
+    """The dtype of two promoted operands, one of which may be a number."""
+    return a.dtype if hasattr(a, "dtype") else b.dtype
+
+
+def _whole(name: str, divide: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """`divide(a, b)`; in integers of NumPy, which have no infinity, a divisor of 0 is an error."""
+    if is_floating(_dtype(a, b)):
+        return divide(a, b)
+    try:
+        with np.errstate(divide="raise"):
+            return divide(a, b)
+    except FloatingPointError:
+        raise ZeroDivisionError(f"{name}: an integer divided by 0") from None
+
+
 class FloorDivide(Operation):
     promotes = True
     differentiable = False
 
     def forward(ctx, a: Any, b: Any) -> Any:
-        return a // b
+        return _whole("floor_divide", operator.floordiv, a, b)
 
 
 class TruncDivide(Operation):
@@ -131,9 +148,9 @@ class TruncDivide(Operation):
     differentiable = False
 
     def forward(ctx, a: Any, b: Any) -> Any:
-        if is_floating(a.dtype if hasattr(a, "dtype") else b.dtype):
+        if is_floating(_dtype(a, b)):
             return array_module(a if hasattr(a, "dtype") else b).trunc(a / b)
-        quotient = a // b
+        quotient = _whole("div", operator.floordiv, a, b)
         return quotient + ((quotient < 0) & (quotient * b != a))
 
 
@@ -148,7 +165,7 @@ class Remainder(Operation):
 
     def forward(ctx, a: Any, b: Any) -> Any:
         ctx.save_inputs(0, 1)
-        return a % b
+        return _whole("remainder", operator.mod, a, b)
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         a, b = ctx.saved
@@ -273,7 +290,7 @@ def _where_method(self: Tensor, condition: Any, other: Any) -> Tensor:
 Tensor.where = _where_method  # type: ignore[attr-defined]  # the method's first argument is the choice, not the condition
 
 
-def _comparison(name: str, operator: str, doc: str, compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tensor]:
+def _comparison(name: str, symbol: str, doc: str, compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tensor]:
     def forward(ctx: Operation, a: Any, b: Any) -> Any:
         return compute(a, b)
 
@@ -289,7 +306,7 @@ def _comparison(name: str, operator: str, doc: str, compute: Callable[[Any, Any]
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc
-    setattr(Tensor, operator, compare)
+    setattr(Tensor, symbol, compare)
     return public()(function)
 
 
