@@ -40,6 +40,8 @@ _BLOCK_BYTES = 5 << 18
 _LEAST_TILES = 32
 # With fewer channels or filters a group than this, the transforms cost more than the products save.
 _LEAST_CHANNELS = 32
+# Tiles times filters times channels: in a smaller convolution the steps are too many for their size.
+_LEAST_PRODUCT = 1 << 18
 # The filters' transforms are four times the filters.
 _MOST_FILTERS = 1 << 16
 # Partial sums of a weight gradient, each as large as the filters' transforms.
@@ -77,8 +79,10 @@ def serves(dtype: np.dtype, shape: Shape, weight_shape: Shape, stride: Pair, dil
     if compute_dtype(dtype) != np.float32 or min(k // groups, c) < _LEAST_CHANNELS or k * c > _MOST_FILTERS:
         return False
     down, across = -(-p // _TILE), -(-q // _TILE)
-    enough = n * down * across >= 2 * _LEAST_TILES
-    whole = 10 * _PLACES * down * across <= 7 * _TAPS * _TAPS * p * q
+    tiles = n * down * across
+    enough = tiles >= 2 * _LEAST_TILES and tiles * k * c >= _LEAST_PRODUCT
+    # Tiles reach past the edges of small images: of 16 outputs at least 10 must be wanted.
+    whole = 10 * down * across <= p * q
     narrow = 4 * _PLACES * across * max(k, c * groups) <= 4 * _BLOCK_BYTES
     return enough and whole and narrow
 
