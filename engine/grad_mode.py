@@ -29,6 +29,7 @@ class _Mode(threading.local):
     """The state of one thread."""
 
     grad: bool = True
+    quiet: bool = False  # NumPy's floating-point warnings are off already, for a whole backward pass
     watchers: tuple[Watcher, ...] = ()
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import operator
 import weakref
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from .backend import array_module
 from .grad_mode import mode
@@ -76,6 +79,17 @@ def run(
     Without `targets` the gradients accumulate in the leaves. With them, only what leads there is computed, nothing
     accumulates, and the targets' gradients are returned, None where none arrived. In grad mode the walk is recorded.
     """
+    before, mode.quiet = mode.quiet, True
+    try:
+        with np.errstate(all="ignore"):  # here for all operations of the walk, which is quicker than in each of them
+            return _walk(roots, targets, retain_graph)
+    finally:
+        mode.quiet = before
+
+
+def _walk(
+    roots: Sequence[tuple[Edge, Tensor]], targets: Sequence[Edge] | None, retain_graph: bool
+) -> list[Tensor | None]:
     results: list[Tensor | None] = [None] * len(targets or ())
     route = None if targets is None else _Route([edge.node for edge, _ in roots], targets)
     nodes: dict[int, Operation] = {}
@@ -92,7 +106,7 @@ def run(
                 nodes[order] = node
                 heapq.heappush(heap, order)
             known = waiting[index]
-            waiting[index] = grad if known is None else known + grad
+            waiting[index] = grad if known is None else _sum(known, grad)
         if not heap:
             return results
         order = heapq.heappop(heap)
@@ -102,7 +116,7 @@ def run(
         if route is not None:
             for index, position in route.wanted.get(node, ()):
                 results[position] = grads[index]
-            if not route.passes_through(node):
+            if node not in route.through:
                 arriving = []
                 continue
         elif type(node) is AccumulateGrad:
@@ -116,18 +130,22 @@ def run(
             node.release()
 
 
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two gradients, which are of one shape and dtype."""
+    if mode.grad:
+        return a + b
+    total = a._data + b._data
+    return wrap(total if a._data.ndim else array_module(a._data).asarray(total))
+
+
 def _step(node: Operation, grads: list[Tensor | None], route: _Route | None) -> list[tuple[Edge, Tensor]]:
     """Pass one node: what leaves it, and along which edges."""
     if node.outputs is not None and None in grads:
         grads = _with_zeros(node, grads)
-    edges, needed = node.edges, node.needs_input_grad
-    if route is not None:
-        edges = [edge if edge is not None and edge.node in route.leading else None for edge in edges]
-        node.needs_input_grad = [edge is not None for edge in edges]
-    try:
-        inputs = node.backward(*grads)
-    finally:
-        node.needs_input_grad = needed
+    if route is not None and node in route.forks:
+        inputs, edges = route.backward(node, grads)
+    else:
+        inputs, edges = node.backward(*grads), node.edges
     if type(inputs) is not tuple:
         inputs = (inputs,)
     if len(inputs) != len(edges):
@@ -205,13 +223,15 @@ def _replaced(answer: Any, given: Any) -> Any:
 
 
 class _Route:
-    """The nodes from which some target can be reached."""
+    """Which nodes lead to the targets."""
 
     def __init__(self, roots: list[Operation], targets: Sequence[Edge]) -> None:
-        self.wanted: dict[Operation, list[tuple[int, int]]] = {}
+        self.wanted: dict[Operation, list[tuple[int, int]]] = {}  # for a node: output, position in the results
         for position, target in enumerate(targets):
             self.wanted.setdefault(target.node, []).append((target.index, position))
         self.leading: set[Operation] = set(self.wanted)
+        self.through: set[Operation] = set()  # a target lies behind them
+        self.forks: set[Operation] = set()  # of these not all edges lead to one
         reached = set(roots)
         stack = list(reached)
         while stack:
@@ -219,10 +239,22 @@ class _Route:
                 if edge is not None and edge.node not in reached:
                     reached.add(edge.node)
                     stack.append(edge.node)
-        for node in sorted(reached, key=lambda node: -node.order):  # the oldest first: inputs before what used them
-            if self.passes_through(node):
+        for node in sorted(reached, key=_order_of, reverse=True):  # the oldest first: inputs before what used them
+            leads = [edge.node in self.leading for edge in node.edges if edge is not None]
+            if True in leads:
                 self.leading.add(node)
+                self.through.add(node)
+                if False in leads:
+                    self.forks.add(node)
 
-    def passes_through(self, node: Operation) -> bool:
-        """Whether a target lies behind `node`."""
-        return any(edge is not None and edge.node in self.leading for edge in node.edges)
+    def backward(self, node: Operation, grads: list[Tensor | None]) -> tuple[Any, list[Edge | None]]:
+        """What a fork's backward returns when asked only for what leads to a target, and the edges that do."""
+        edges = [edge if edge is not None and edge.node in self.leading else None for edge in node.edges]
+        needed, node.needs_input_grad = node.needs_input_grad, [edge is not None for edge in edges]
+        try:
+            return node.backward(*grads), edges
+        finally:
+            node.needs_input_grad = needed
+
+
+_order_of = operator.attrgetter("order")

@@ -180,16 +180,15 @@ class Operation:
         ctx = cls()
         if settings:
             ctx.__dict__.update(settings)
-        arrays = []
-        edges = []
-        for value in inputs:
-            if isinstance(value, Tensor):
-                arrays.append(value._data)
-                edges.append(value._edge if value._view is None else value._current_edge())
-            else:
-                arrays.append(value)
-                edges.append(None)
-        recorded = cls.differentiable and mode.grad and edges.count(None) != len(edges)
+        edges: list[Edge | None] = []
+        if mode.grad and cls.differentiable:
+            for value in inputs:
+                if isinstance(value, Tensor):
+                    edges.append(value._edge if value._view is None else value._current_edge())
+                else:
+                    edges.append(None)
+        recorded = edges.count(None) != len(edges)
+        arrays = [value._data if isinstance(value, Tensor) else value for value in inputs]
         ctx.edges = edges
         ctx.needs_input_grad = [edge is not None for edge in edges] if recorded else _NOTHING_NEEDED
         kept: list[Any] = []
@@ -197,7 +196,7 @@ class Operation:
         if cls.promotes:
             arrays = promote(cls, arrays)
         try:
-            result = _forward(ctx, arrays)
+            result = ctx.forward(*arrays) if mode.quiet else _quiet_forward(ctx, arrays)
         except ValueError as error:
             if "could not be broadcast" not in str(error):
                 raise
@@ -226,7 +225,7 @@ class Operation:
 
 
 @np.errstate(all="ignore")  # NumPy alone would warn of log(0) or 0 / 0: CuPy and PyTorch do not
-def _forward(ctx: Operation, arrays: list[Any]) -> Any:
+def _quiet_forward(ctx: Operation, arrays: list[Any]) -> Any:
     return ctx.forward(*arrays)
 
 
