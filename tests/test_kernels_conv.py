@@ -262,6 +262,15 @@ def test_what_is_not_finite_stays_in_its_place(case, value):
             check(x, weight, lambda shape, dy=dy: dy, arguments)
 
 
+def test_an_infinite_filter_reaches_only_what_it_saw():
+    """dy unfolded for the input gradient has zeros around it, which an infinite tap would turn into NaN."""
+    x, weight, make = operands((2, 3, 40, 40), (4, 3, 3, 3))
+    dy = make((2, 4, 38, 38))
+    weight[0, 0, 0, -1] = np.inf
+    with np.errstate(invalid="ignore"):
+        check(x, weight, dy, ((1, 1), ZEROS, (1, 1), 1))
+
+
 def test_no_warning_for_infinities():
     x = np.full((1, 1, 4, 4), np.inf)
     with np.errstate(all="raise"):
