@@ -268,7 +268,7 @@ def test_an_infinite_filter_reaches_only_what_it_saw():
     dy = make((2, 4, 38, 38))
     weight[0, 0, 0, -1] = np.inf
     with np.errstate(invalid="ignore"):
-        check(x, weight, dy, ((1, 1), ZEROS, (1, 1), 1))
+        check(x, weight, lambda shape: dy, ((1, 1), ZEROS, (1, 1), 1))
 
 
 def test_no_warning_for_infinities():
