@@ -14,6 +14,8 @@ ARGS ?=
 comma := ,
 # The stamp of an environment with the extras $(1): its name holds them, so that each set is installed once.
 stamp = $(VENV)/.installed-$(subst $(comma),-,$(1))
+# CuPy where the kernel has NVIDIA's driver: with a newer one CUDA 12 works too.
+GPU_EXTRA := $(if $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1),$(comma)cuda12)
 BENCH_EXTRAS := examples$(if $(PEERS),$(comma)$(PEERS))
 
 ifeq ($(strip $(VENV)),)
@@ -43,7 +45,7 @@ export FIND_GPU
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
-demo: $(call needs,examples) ## train LeNet-5 on handwritten digits, draw what it learned (under a minute)
+demo: $(call needs,examples$(GPU_EXTRA)) ## train LeNet-5 on handwritten digits, draw what it learned (under a minute)
 	$(RUN) examples/digits.py $(ARGS)
 
 test: $(call needs,$(EXTRAS)) ## run the tests; nothing in them needs a GPU
