@@ -208,7 +208,7 @@ def amin(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     return Amin.apply(input, dims=normalize_dims("amin", dim, input.ndim), keepdim=keepdim)
 
 
-def _extreme(name: str, input: Tensor, dim: Any, keepdim: bool, of_all: Any, of_two: str, find: Any) -> Any:
+def _extreme(input: Tensor, dim: Any, keepdim: bool, of_all: Any, of_two: str, find: Any) -> Any:
     if dim is None:
         return of_all(input)
     if isinstance(dim, Tensor):
@@ -223,13 +223,13 @@ def _extreme(name: str, input: Tensor, dim: Any, keepdim: bool, of_all: Any, of_
 @public()
 def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest element; along `dim` a pair (values, indices); with a second tensor, `maximum`."""
-    return _extreme("max", input, dim, keepdim, amax, "maximum", argmax)
+    return _extreme(input, dim, keepdim, amax, "maximum", argmax)
 
 
 @public()
 def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest element; along `dim` a pair (values, indices); with a second tensor, `minimum`."""
-    return _extreme("min", input, dim, keepdim, amin, "minimum", argmin)
+    return _extreme(input, dim, keepdim, amin, "minimum", argmin)
 
 
 class _Search(Operation):
