@@ -115,7 +115,7 @@ def test_pieces_of_any_size(case, piece_bytes, monkeypatch):
     for name in ("_SMALL_PIECE_BYTES", "_LARGE_PIECE_BYTES"):
         monkeypatch.setattr(conv, name, piece_bytes)
     for product in (0, 1000, 1 << 30):
-        monkeypatch.setattr(conv, "_SMALL_PRODUCT", product)
+        monkeypatch.setattr(conv, "SMALL_PRODUCT", product)
         monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 10 * piece_bytes)
         x_shape, weight_shape, *arguments = case
         check(*operands(x_shape, weight_shape), arguments)

@@ -12,9 +12,9 @@ from . import depthwise, parallel, winograd
 from .arithmetic import compute_dtype
 from .columns import Block, Piece, Unfolding
 from .interleaved import Interleaving
+from .parallel import SMALL_PRODUCT
 
-# Up to this size of a product pieces go to our threads, beyond it to the threads of BLAS.
-_SMALL_PRODUCT = parallel.SMALL_PRODUCT
+# Columns of a piece: up to SMALL_PRODUCT pieces go to our threads, beyond it to the threads of BLAS.
 _SMALL_PIECE_BYTES = 1 << 20
 _LARGE_PIECE_BYTES = 4 << 20
 
@@ -177,7 +177,7 @@ def _fold(
             grads = _gradients(dy, unfolding, Piece(block.images, rows), outputs)[:, block.groups]
             factors = transposed[block.groups, block.channels].reshape(target.shape[1], -1, outputs)
             columns = np.empty((*target.shape[:2], factors.shape[1], grads.shape[3]), filters.dtype)
-            at_once = _SMALL_PRODUCT // max(1, factors[0].size) if small else grads.shape[3]
+            at_once = SMALL_PRODUCT // max(1, factors[0].size) if small else grads.shape[3]
             for part in parallel.split(grads.shape[3], max(1, at_once)):
                 np.matmul(factors, grads[..., part], out=columns[..., part])
             folded = unfolding.fold(columns, target.shape[1] * target.shape[2])
@@ -252,7 +252,7 @@ def _unfolding(
     waste = shape[3] + sum(padding[1]) - size[1]
     # A pitch saves about 8 ns for each row of the columns and costs products with what has no meaning.
     pitched = stride == (1, 1) and (waste == 0 or (may_pitch and outputs * waste < 350 and 2 * depth > 3 * outputs))
-    rows = _SMALL_PRODUCT // max(1, outputs * depth * (size[1] + waste * pitched))
+    rows = SMALL_PRODUCT // max(1, outputs * depth * (size[1] + waste * pitched))
     small = rows >= min(4, size[0])
     piece_bytes = _SMALL_PIECE_BYTES if small else _LARGE_PIECE_BYTES
     rows = rows if small else size[0]

@@ -13,10 +13,9 @@ import numpy as np
 from ..geometry import Padding, Pair, Shape
 from . import parallel
 from .arithmetic import compute_dtype
+from .parallel import SMALL_PRODUCT
 from .scratch import Scratch, scratch
 
-# Up to this many multiplications OpenBLAS computes a product on the calling thread.
-_SMALL_PRODUCT = (1 << 19) - 1
 _BLOCK_BYTES = 5 << 19
 _MOST_OUTPUTS = 192
 _LEAST_COLUMNS = 64
@@ -59,7 +58,7 @@ class Interleaving:
         # To interleave takes time for each element of the output and saves it for each row of an image's columns.
         outputs = self.groups * self.outputs * self.size[0] * self.size[1]
         few = outputs <= _MOST_OUTPUTS * (16 + self.groups * self.depth)
-        thin = self.outputs * self.depth * _LEAST_COLUMNS <= _SMALL_PRODUCT
+        thin = self.outputs * self.depth * _LEAST_COLUMNS <= SMALL_PRODUCT
         return few and thin and 0 < self.image_bytes <= _BLOCK_BYTES and self.images > 0 and self.depth > self.inside
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
@@ -174,7 +173,7 @@ class Interleaving:
     def _parts(self, values: np.ndarray) -> np.ndarray:
         """View (parts, groups, rows, length / parts) of (groups, rows, length), so short that products are small."""
         length = values.shape[2]
-        parts = max(1, -(-self.outputs * self.depth * length // _SMALL_PRODUCT))
+        parts = max(1, -(-self.outputs * self.depth * length // SMALL_PRODUCT))
         while length % parts:
             parts += 1
         return values.reshape(*values.shape[:2], parts, -1).transpose(2, 0, 1, 3)
