@@ -217,7 +217,7 @@ def test_strided_inputs(cuda_device):
 
 def test_through_the_interface(cuda_device, monkeypatch):
     if cuda_device.name != "cuda":
-        monkeypatch.setattr(kernels, "_side", lambda array: cuda)
+        monkeypatch.setattr("adjoint.kernels.interface.conv.side", lambda array: cuda)
     case = CASES[1]
     given = arrays(case, "float32")
     on_device = [cuda_device.put(array) for array in given]

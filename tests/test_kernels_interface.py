@@ -6,6 +6,7 @@ import pytest
 
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda
+from adjoint.kernels.interface.checks import side
 
 
 @pytest.mark.parametrize("name", kernels.__all__)
@@ -32,12 +33,14 @@ def cupy_like(shape=(1, 1, 4, 4)):
 def test_the_type_of_the_array_chooses_the_side(monkeypatch):
     called = []
     fake = types.SimpleNamespace(conv2d=lambda *arguments: called.append(arguments))
-    monkeypatch.setattr(kernels, "_side", lambda array: fake if not isinstance(array, np.ndarray) else cpu)
+    monkeypatch.setattr(
+        "adjoint.kernels.interface.conv.side", lambda array: fake if not isinstance(array, np.ndarray) else cpu
+    )
     x = cupy_like()
     kernels.conv2d(x, x)
     assert called == [(x, x, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)]
     monkeypatch.undo()
-    assert kernels._side(np.zeros(1)) is cpu and kernels._side(x) is cuda
+    assert side(np.zeros(1)) is cpu and side(x) is cuda
 
 
 def test_arrays_of_two_kinds():

@@ -10,7 +10,7 @@ import numpy as np
 from ...engine import Tensor
 from ...engine.backend import array_module
 from ...engine.dtypes import int64
-from ...engine.operations import neural
+from ...engine.operations.activation import LogSigmoid
 from ...engine.tensor import wrap
 from .checks import check_tensor
 
@@ -37,7 +37,7 @@ def sigmoid(input: Tensor) -> Tensor:
 
 def logsigmoid(input: Tensor) -> Tensor:
     """log(sigmoid(x)), elementwise, without overflow."""
-    return neural.LogSigmoid.apply(check_tensor("logsigmoid", "input", input))
+    return LogSigmoid.apply(check_tensor("logsigmoid", "input", input))
 
 
 def softmax(input: Tensor, dim: int | None = None, *, dtype: Any = None) -> Tensor:

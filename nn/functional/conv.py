@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine import Tensor
-from ...engine.operations import neural
+from ...engine.operations.convolution import Conv2d
 from .checks import check_tensor, pair, sides, with_batch
 
 
@@ -32,5 +32,5 @@ def conv2d(
         pair("conv2d", "dilation", dilation, least=1),
     )
     around = sides("conv2d", padding, weight.shape[2:], stride, dilation)
-    result = neural.Conv2d.apply(batch, weight, bias, stride=stride, padding=around, dilation=dilation, groups=groups)
+    result = Conv2d.apply(batch, weight, bias, stride=stride, padding=around, dilation=dilation, groups=groups)
     return result.squeeze(0) if alone else result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from ...engine import Tensor
-from ...engine.operations import neural
+from ...engine.operations.cross_entropy import SoftmaxCrossEntropy
 from ...engine.operations.gathering import gather
 from .activation import logsigmoid
 from .checks import check_probability, check_reduction, check_tensor
@@ -34,7 +34,7 @@ def cross_entropy(
     rows, picks = _rows_and_targets(name, input, target, allow_probabilities=True)
     if weight is not None:
         _check_weight(name, weight, input)
-    loss = neural.SoftmaxCrossEntropy.apply(
+    loss = SoftmaxCrossEntropy.apply(
         rows,
         picks,
         weight=None if weight is None else weight._data,

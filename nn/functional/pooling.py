@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine import Tensor
-from ...engine.operations import neural
+from ...engine.operations import pooling
 from .checks import pair, with_batch
 
 
@@ -24,7 +24,7 @@ def max_pool2d(
     """
     batch, alone = with_batch("max_pool2d", input)
     size = pair("max_pool2d", "kernel_size", kernel_size, least=1)
-    result = neural.MaxPool2d.apply(
+    result = pooling.MaxPool2d.apply(
         batch,
         kernel_size=size,
         stride=size if stride is None else pair("max_pool2d", "stride", stride, least=1),
@@ -53,7 +53,7 @@ def avg_pool2d(
     """
     batch, alone = with_batch("avg_pool2d", input)
     size = pair("avg_pool2d", "kernel_size", kernel_size, least=1)
-    result = neural.AvgPool2d.apply(
+    result = pooling.AvgPool2d.apply(
         batch,
         kernel_size=size,
         stride=size if stride is None else pair("avg_pool2d", "stride", stride, least=1),

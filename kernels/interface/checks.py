@@ -1,0 +1,58 @@
+"""Which implementation serves an array, and what all arrays of a call must have in common."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import cpu
+
+Array = Any
+
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+_NUMPY = {np.ndarray}
+_ONE_FLOAT = ({"f"}, {"d"}, {"e"})
+
+
+def side(array: Array) -> ModuleType:
+    """The implementation for this type of array."""
+    if isinstance(array, np.ndarray):
+        return cpu
+    from .. import cuda
+
+    return cuda
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or type(value).__module__.partition(".")[0] == "cupy"
+
+
+def same_kind(operation: str, **arrays: Array | None) -> Array:
+    """Check that all are NumPy arrays or all are CuPy arrays; the last one."""
+    given = {name: array for name, array in arrays.items() if array is not None}
+    for name, array in given.items():
+        if not _is_array(array):
+            raise TypeError(f"{operation}: {name} must be a NumPy or CuPy array, got {type(array).__name__}")
+    kinds = {name: "NumPy" if isinstance(array, np.ndarray) else "CuPy" for name, array in given.items()}
+    if len(set(kinds.values())) > 1:
+        listing = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        raise TypeError(f"{operation}: all arrays must live on one device, got: {listing}")
+    return array
+
+
+def check_arrays(operation: str, **arrays: Array | None) -> None:
+    """Check that all arrays are of one kind and of one floating-point dtype."""
+    given = [array for array in arrays.values() if array is not None]
+    # Nearly every call passes here; what follows finds out what is wrong, and knows bfloat16.
+    if {type(array) for array in given} == _NUMPY and {array.dtype.char for array in given} in _ONE_FLOAT:
+        return
+    same_kind(operation, **arrays)
+    dtypes = {name: array.dtype.name for name, array in arrays.items() if array is not None}
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise TypeError(f"{operation}: {name} must be float32, float64, float16 or bfloat16, got {dtype}")
+    if len(set(dtypes.values())) > 1:
+        listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"{operation}: all arrays must have one dtype, got: {listing}")
