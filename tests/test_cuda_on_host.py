@@ -35,7 +35,7 @@ NAMES = [
         "convert<float16, float>",
         "convert<bfloat16, float>",
     ),
-    *("optional", "block_sums", "reverse_rows", "warp_functions", "where_am_i", "uninitialized_shared"),
+    *("optional", "block_sums", "reverse_rows", "warp_functions", "where_am_i", "uninitialized_shared<float>"),
     *("missing_barrier", "missing_barrier_hidden_by_order", "divergent_barrier", "barriers_at_two_places"),
     *("shuffle_without_all_lanes", "write_beyond_array", "write_beyond_shared"),
     *("write_beyond_shared_of_template<float>", "read_beyond_dynamic_shared", "signed_overflow"),
@@ -159,7 +159,7 @@ def test_a_missing_barrier_shows():
 def test_a_block_does_not_find_what_another_left_in_shared_memory():
     y = np.zeros(64, np.float32)
     with installed(HostLauncher()):
-        run("uninitialized_shared", (2,), (32,), y)
+        run("uninitialized_shared<float>", (2,), (32,), y)
     assert (y[:32] == 1).all() and np.isnan(y[32:]).all()
 
 

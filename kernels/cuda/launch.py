@@ -69,6 +69,8 @@ class Launcher(Protocol):
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any: ...
 
+    def shared_bytes(self, array: Any) -> int: ...
+
     def run(
         self,
         kernel: Kernel,
@@ -77,6 +79,7 @@ class Launcher(Protocol):
         args: Sequence[Any],
         shared_bytes: int,
         device: Any,
+        reached: Sequence[Any] = (),
     ) -> None: ...
 
 
@@ -86,6 +89,7 @@ class CupyLauncher:
     def __init__(self) -> None:
         self._functions: dict[tuple[Kernel, int], Any] = {}
         self._shared_limits: dict[tuple[Kernel, int], int] = {}
+        self._most_shared: dict[int, int] = {}
 
     def is_array(self, value: Any) -> bool:
         import cupy
@@ -104,6 +108,12 @@ class CupyLauncher:
         with like.device:
             return cupy.empty(tuple(shape), dtype)
 
+    def shared_bytes(self, array: Any) -> int:
+        device = array.device
+        if device.id not in self._most_shared:
+            self._most_shared[device.id] = device.attributes["MaxSharedMemoryPerBlockOptin"]
+        return self._most_shared[device.id]
+
     def run(
         self,
         kernel: Kernel,
@@ -112,6 +122,7 @@ class CupyLauncher:
         args: Sequence[Any],
         shared_bytes: int,
         device: Any,
+        reached: Sequence[Any] = (),
     ) -> None:
         with device:
             function = self.load(kernel, device.id)
@@ -145,6 +156,11 @@ def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
     if not launcher.is_array(like):
         raise TypeError(f"CUDA kernels take CuPy arrays, got {type(like).__module__}.{type(like).__name__}")
     return launcher.empty(shape, dtype, like)
+
+
+def shared_bytes(array: Any) -> int:
+    """How much shared memory a block can have on the array's device. Sums must not have their order from it."""
+    return launcher.shared_bytes(array)
 
 
 def contiguous(array: Any) -> Any:
@@ -181,13 +197,19 @@ def divide_up(a: int, b: int) -> int:
 
 
 def launch(
-    kernel: Kernel, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_bytes: int = 0
+    kernel: Kernel,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[Any],
+    shared_bytes: int = 0,
+    reached: Sequence[Any] = (),
 ) -> None:
     """Run `kernel` on the device of its array arguments.
 
     `grid` and `block` have one to three dimensions; an empty grid runs nothing. Each argument is a
     C-contiguous array (passed as a pointer), None (a null pointer), a NumPy scalar of the parameter's exact
-    type, or a `struct`.
+    type, or a `struct`. `reached` are the arrays whose addresses stand in a struct or in another array: they are
+    checked as arguments are.
     """
     if 0 in grid:
         return
@@ -196,13 +218,13 @@ def launch(
         raise ValueError(f"{kernel}: grid {tuple(grid)} is outside CUDA's limits {MAX_GRID}")
     if min(block3) < 1 or block3[2] > 64 or block3[0] * block3[1] * block3[2] > MAX_THREADS:
         raise ValueError(f"{kernel}: block {tuple(block)} is outside CUDA's limit of {MAX_THREADS} threads")
-    arrays = [_checked(kernel, position, arg) for position, arg in enumerate(args)]
+    arrays = [_checked(kernel, position, arg) for position, arg in enumerate((*args, *reached))]
     devices = [launcher.device(array) for array in arrays if array is not None]
     if not devices:
         raise TypeError(f"{kernel}: needs at least one array argument to know its device")
     if any(device != devices[0] for device in devices):
         raise ValueError(f"{kernel}: arrays are on different devices: {', '.join(map(str, devices))}")
-    launcher.run(kernel, grid3, block3, args, shared_bytes, devices[0])
+    launcher.run(kernel, grid3, block3, args, shared_bytes, devices[0], reached)
 
 
 def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, str]:

@@ -18,12 +18,16 @@ import pytest
 
 from adjoint.kernels.cuda import launch
 
-from .host_launcher import CudaOnHostError, HostLauncher, build_all, compiler, list_kernels
+from .build import build_all, compiler, list_kernels
+from .host_launcher import CudaOnHostError, HostLauncher
+from .trace import StrayAccess, Trace
 
 __all__ = [
     "CudaOnHostError",
     "Device",
     "HostLauncher",
+    "StrayAccess",
+    "Trace",
     "build_all",
     "device_fixture",
     "installed",

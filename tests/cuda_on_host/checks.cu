@@ -61,8 +61,8 @@ __global__ void where_am_i(int* y) {
 
 // ---- mistakes
 
-__global__ void uninitialized_shared(float* y) {
-    __shared__ float sums[32];
+template <class T> __global__ void uninitialized_shared(T* y) {
+    __shared__ T sums[32];
     if (blockIdx.x == 0) sums[threadIdx.x] = 0;
     __syncthreads();
     sums[threadIdx.x] += 1;

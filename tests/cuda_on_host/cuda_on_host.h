@@ -13,14 +13,26 @@
 
 #include "fibres.h"
 
+#ifdef CUDA_ON_HOST_TRACE
+// As nvcc does it: a function of the device is part of each kernel, so that each call of it has instructions of its own.
+#define __global__ __attribute__((noinline))
+#define __device__ __attribute__((always_inline))
+#define CUDA_ON_HOST_UNTRACED __attribute__((noinline, no_sanitize("thread")))
+#else
 #define __global__
 #define __device__
+#define CUDA_ON_HOST_UNTRACED
+#endif
 #define __host__
 #define __constant__ static const
-#define __shared__ static CUDA_ON_HOST_SHARED
+#define __shared__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
+
+// build.py puts it after the declaration of a shared variable.
+#define CUDA_ON_HOST_SHARED_VARIABLE(name) static const bool known_##name = cuda_on_host::share(&name, sizeof name)
 
 #define DYNAMIC_SHARED(name) unsigned char* const name = cuda_on_host::dynamic_shared()
 
@@ -171,14 +183,14 @@ template <class... P> const char* signature(void (*)(P...)) {
 }
 
 template <class... P, size_t... I>
-void call(void (*kernel)(P...), void* const* args, std::index_sequence<I...>) {
+CUDA_ON_HOST_UNTRACED void call(void (*kernel)(P...), void* const* args, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<P>*>(args[I])...);
 }
 
-template <class... P> const char* launch(void (*kernel)(P...), const unsigned* sizes, size_t shared_bytes, uint64_t seed,
-                                         void* const* args) {
-    const auto thread = [=] { call(kernel, args, std::index_sequence_for<P...>()); };
-    return run_grid(sizes, shared_bytes, seed, [](const void* f) { (*static_cast<const decltype(thread)*>(f))(); }, &thread);
+template <class... P> const char* launch(void (*kernel)(P...), const Launch* launch, void* const* args) {
+    const auto thread = [=]() CUDA_ON_HOST_UNTRACED { call(kernel, args, std::index_sequence_for<P...>()); };
+    const auto body = [](const void* f) CUDA_ON_HOST_UNTRACED { (*static_cast<const decltype(thread)*>(f))(); };
+    return run_grid(*launch, body, &thread);
 }
 
 }  // namespace cuda_on_host
@@ -186,6 +198,6 @@ template <class... P> const char* launch(void (*kernel)(P...), const unsigned* s
 // `number` tells the entry points of one library apart; the rest is the kernel's name expression.
 #define CUDA_ON_HOST_ENTRY(number, ...)                                                                       \
     extern "C" const char* signature_##number() { return cuda_on_host::signature(&__VA_ARGS__); }            \
-    extern "C" const char* launch_##number(const unsigned* sizes, size_t shared_bytes, uint64_t seed, void* const* args) { \
-        return cuda_on_host::launch(&__VA_ARGS__, sizes, shared_bytes, seed, args);                          \
+    extern "C" const char* launch_##number(const cuda_on_host::Launch* launch, void* const* args) {          \
+        return cuda_on_host::launch(&__VA_ARGS__, launch, args);                                             \
     }

@@ -16,6 +16,8 @@
 #include <tuple>
 #include <vector>
 
+#include "trace.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
@@ -24,15 +26,6 @@
 struct CudaIndex { unsigned x, y, z; };
 static CudaIndex threadIdx, blockIdx, blockDim, gridDim;
 constexpr int warpSize = 32;
-
-// Static shared variables lie in a section of their own, so that a block does not find what the last one left there.
-// AddressSanitizer guards no variable in such a section: its build goes without.
-#ifdef __SANITIZE_ADDRESS__
-#define CUDA_ON_HOST_SHARED
-#else
-#define CUDA_ON_HOST_SHARED __attribute__((section("cuda_shared")))
-extern "C" __attribute__((weak, visibility("hidden"))) char __start_cuda_shared[], __stop_cuda_shared[];
-#endif
 
 namespace cuda_on_host {
 
@@ -65,13 +58,16 @@ struct State {
     std::vector<Thread> threads;
     std::vector<int> ready;  // threads that may run; in plain order those before `next` have been taken
     size_t next = 0;
-    std::vector<unsigned> blocks;  // order of the blocks
+    int held_warp = -1;      // in shuffled order: one that runs only when no other thread can
+    std::vector<int> held;   // its threads that may run
+    std::vector<uint64_t> blocks;  // order of the blocks
     size_t block = 0;
     int ended = 0, arrived = 0;
     Thread* current = nullptr;
     Fibre* running = nullptr;
     unsigned char* shared = nullptr;
     size_t shared_bytes = 0;
+    std::vector<trace::Memory> shared_variables;
     uint64_t random = 0;  // zero: plain order
     void (*body)(const void*) = nullptr;
     const void* context = nullptr;
@@ -109,6 +105,7 @@ inline __attribute__((noinline)) void switch_to(Fibre* to) {
 }
 
 [[noreturn]] inline void fail(std::string message) {
+    trace::pause();
     const CudaIndex b = blockIdx, t = threadIdx;
     const auto text = [](CudaIndex i) {
         return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
@@ -166,9 +163,17 @@ inline __attribute__((noinline)) void start(Fibre* fibre) {
 
 // ---- which thread runs next
 
+inline int number_of(const Thread& thread) { return int(&thread - state.threads.data()); }
+
 inline void make_ready(Thread& thread) {
     thread.waits_at = nullptr;
-    state.ready.push_back(int(&thread - state.threads.data()));
+    const int number = number_of(thread);
+    (number / warpSize == state.held_warp ? state.held : state.ready).push_back(number);
+}
+
+// The kernel's code goes on in this thread.
+inline void resume(const Thread& thread) {
+    trace::resume(number_of(thread), {thread.fibre->stack, thread.fibre->stack_bytes});
 }
 
 [[noreturn]] inline void fail_stuck() {
@@ -185,12 +190,13 @@ inline void make_ready(Thread& thread) {
 }
 
 inline Thread* take_ready() {
-    if (state.next == state.ready.size()) fail_stuck();
+    if (state.next == state.ready.size() && state.held.empty()) fail_stuck();
     int taken;
     if (state.random) {
-        std::swap(state.ready[random_below(unsigned(state.ready.size()))], state.ready.back());
-        taken = state.ready.back();
-        state.ready.pop_back();
+        std::vector<int>& from = state.ready.empty() ? state.held : state.ready;
+        std::swap(from[random_below(unsigned(from.size()))], from.back());
+        taken = from.back();
+        from.pop_back();
     } else {
         taken = state.ready[state.next++];
     }
@@ -202,11 +208,14 @@ inline Thread* take_ready() {
 }
 
 inline void begin_block() {
-    const unsigned i = state.blocks[state.block];
-    blockIdx = {i % gridDim.x, i / gridDim.x % gridDim.y, i / gridDim.x / gridDim.y};
+    const uint64_t i = state.blocks[state.block], row = i / gridDim.x;
+    blockIdx = {unsigned(i % gridDim.x), unsigned(row % gridDim.y), unsigned(row / gridDim.y)};
     state.ended = state.arrived = 0;
     state.ready.clear();
+    state.held.clear();
     state.next = 0;
+    // No warp in every other block: there all of them are shuffled alike.
+    state.held_warp = state.random && random_below(2) ? int(random_below(unsigned(state.threads.size()))) / warpSize : -1;
     for (Thread& thread : state.threads) {
         thread.fibre = nullptr;
         thread.ended = false;
@@ -214,9 +223,18 @@ inline void begin_block() {
     }
     // Not-a-number in every floating type.
     memset(state.shared, 0xff, state.shared_bytes);
-#ifndef __SANITIZE_ADDRESS__
-    memset(__start_cuda_shared, 0xff, size_t(__stop_cuda_shared - __start_cuda_shared));
-#endif
+    for (const trace::Memory& variable : state.shared_variables) memset(variable.start, 0xff, variable.bytes);
+    trace::begin_block();
+}
+
+// The first thread that comes to a shared variable makes it known: a block must not find what the last one left there.
+inline __attribute__((noinline)) bool share(void* variable, size_t bytes) {
+    trace::pause();
+    state.shared_variables.push_back({variable, bytes});
+    memset(variable, 0xff, bytes);
+    trace::share(state.shared_variables.back());
+    resume(*state.current);
+    return true;
 }
 
 // The calling thread has said what it waits for; others run until it is ready again.
@@ -238,9 +256,12 @@ inline void wait() {
 inline void run_threads() {
     for (Fibre* const me = state.running;;) {
         state.current->fibre = me;
+        resume(*state.current);
         state.body(state.context);
+        trace::pause();
         state.current->ended = true;
         if (++state.ended == int(state.threads.size())) {
+            trace::end_block();
             if (++state.block == state.blocks.size()) {
                 state.idle.push_back(me);
                 switch_to(&state.main);
@@ -264,6 +285,7 @@ inline bool same_place(const Thread& a, const Thread& b) {
 
 // Waits for all threads of the block at the same line; returns in how many of them `value` was true.
 inline int meet_block(const char* name, uint64_t value, const char* file, int line) {
+    trace::pause();
     Thread& me = *state.current;
     me.waits_at = name, me.file = file, me.line = line, me.mask = 0, me.value = value;
     if (++state.arrived == int(state.threads.size())) {
@@ -273,14 +295,17 @@ inline int meet_block(const char* name, uint64_t value, const char* file, int li
             count += thread.value != 0;
         }
         state.arrived = 0;
+        trace::threads_met(0, int(state.threads.size()));
         for (Thread& thread : state.threads) thread.count = count, make_ready(thread);
     }
     wait();
+    resume(me);
     return me.count;
 }
 
 // Waits for the lanes in `mask` at the same line; returns what each of them brought.
 inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value, const char* file, int line) {
+    trace::pause();
     Thread& me = *state.current;
     const size_t position = size_t(&me - state.threads.data()), first = position / 32 * 32;
     const size_t lanes = state.threads.size() - first;
@@ -291,6 +316,7 @@ inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value
     for (size_t i = 0; i < 32; ++i)
         if (mask >> i & 1) all = all && same_place(me, state.threads[first + i]);
     if (all) {
+        if (unsigned(__builtin_popcount(mask)) == (lanes < 32 ? lanes : 32)) trace::threads_met(int(first), 32);
         for (size_t i = 0; i < 32; ++i)
             if (mask >> i & 1) me.values[i] = state.threads[first + i].value;
         for (size_t i = 0; i < 32; ++i) {
@@ -301,30 +327,49 @@ inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value
         }
     }
     wait();
+    resume(me);
     return me.values;
 }
 
 // ---- a launch. Returns null, or what went wrong.
 
-inline const char* run_grid(const unsigned* sizes, size_t shared_bytes, uint64_t seed, void (*body)(const void*),
-                            const void* context) {
-    gridDim = {sizes[0], sizes[1], sizes[2]};
-    blockDim = {sizes[3], sizes[4], sizes[5]};
-    state.random = seed;
+struct Launch {
+    unsigned grid[3], block[3];
+    uint64_t shared_bytes;
+    uint64_t seed;           // zero: plain order
+    const uint64_t* blocks;  // the numbers of those to run; null: all
+    uint64_t block_count;
+};
+
+inline void choose_blocks(const Launch& launch) {
+    if (launch.blocks) {
+        state.blocks.assign(launch.blocks, launch.blocks + launch.block_count);
+    } else {
+        state.blocks.resize(size_t(gridDim.x) * gridDim.y * gridDim.z);
+        for (size_t i = 0; i < state.blocks.size(); ++i) state.blocks[i] = i;
+    }
+    for (size_t i = state.blocks.size(); launch.seed && i > 1; --i)
+        std::swap(state.blocks[i - 1], state.blocks[random_below(unsigned(i))]);
+}
+
+inline const char* run_grid(const Launch& launch, void (*body)(const void*), const void* context) {
+    gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
+    blockDim = {launch.block[0], launch.block[1], launch.block[2]};
+    state.random = launch.seed;
     state.body = body, state.context = context;
     state.error.clear();
     state.threads.resize(size_t(blockDim.x) * blockDim.y * blockDim.z);
     for (unsigned i = 0; i < state.threads.size(); ++i)
         state.threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
-    state.blocks.resize(size_t(gridDim.x) * gridDim.y * gridDim.z);
-    for (unsigned i = 0; i < state.blocks.size(); ++i) state.blocks[i] = i;
-    for (size_t i = state.blocks.size(); seed && i > 1; --i)
-        std::swap(state.blocks[i - 1], state.blocks[random_below(unsigned(i))]);
+    choose_blocks(launch);
+    const size_t shared_bytes = launch.shared_bytes;
     // A block of its own, so that AddressSanitizer sees accesses beyond its end.
     void* memory = nullptr;
     if (posix_memalign(&memory, 128, shared_bytes ? shared_bytes : 1)) return "no memory for dynamic shared memory";
     state.shared = static_cast<unsigned char*>(memory), state.shared_bytes = shared_bytes;
     state.block = 0;
+    trace::begin_launch(int(state.threads.size()), {memory, shared_bytes},
+                        {state.threads.data(), state.threads.size() * sizeof(Thread)});
     begin_block();
     state.running = &state.main;
     take_ready();

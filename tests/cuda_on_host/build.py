@@ -1,0 +1,177 @@
+"""Build kernels' sources with the host's C++ compiler into libraries, which are kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from adjoint.kernels.cuda.launch import SOURCE_FOLDER, Kernel
+from adjoint.kernels.cuda.variants import all_variants
+
+HERE = Path(__file__).parent
+PARALLEL_BUILDS = 2
+# Variants in one library. More of them share the time for the headers, fewer are built side by side.
+VARIANTS_PER_LIBRARY = 12
+
+
+@dataclass(frozen=True)
+class Build:
+    """How kernels are built: flags of their own, and a file that is built without them and linked."""
+
+    flags: tuple[str, ...]
+    with_file: str | None = None
+
+
+COMMON = ("-std=c++17", "-fPIC", "-fno-threadsafe-statics", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}")
+PLAIN = Build(("-O2",))
+SANITIZE = Build(("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+# Each access of a kernel stays one access: nothing is split, merged, or made a call of memset.
+TRACE = Build(
+    tuple(
+        "-O2 -g1 -DCUDA_ON_HOST_TRACE -fsanitize=thread -fno-tree-sra -fno-ipa-sra -fno-tree-vectorize "
+        "-fno-tree-slp-vectorize -fno-store-merging -fno-tree-loop-distribute-patterns -fno-tree-tail-merge "
+        "-fno-crossjumping -fno-thread-jumps -fno-optimize-sibling-calls".split()
+    ),
+    with_file="trace.cpp",
+)
+
+
+def compiler() -> str | None:
+    """The path of the C++ compiler, None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+class Entry:
+    """One kernel in a library that is loaded. Only one launch may run in a library at a time: hence the lock."""
+
+    def __init__(self, library: ctypes.CDLL, number: int, lock: threading.Lock) -> None:
+        signature = library[f"signature_{number}"]
+        signature.restype = ctypes.c_char_p
+        self.signature = signature().decode().split()
+        self.library = library
+        self.launch = library[f"launch_{number}"]
+        self.launch.restype = ctypes.c_char_p
+        self.launch.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self.lock = lock
+
+
+def build_all(kernels: Sequence[Kernel], how: Build) -> None:
+    """Build the libraries of these kernels, two at a time."""
+    libraries = list(dict.fromkeys(_library_of(kernel) for kernel in kernels))
+    with ThreadPoolExecutor(PARALLEL_BUILDS) as pool:
+        list(pool.map(lambda library: _library_file(library, how), libraries))
+
+
+_listed_by_tests: list[Kernel] = []
+
+
+def list_kernels(kernels: Sequence[Kernel]) -> None:
+    """Say which kernels a test's own source has, so that they are built together, not one by one."""
+    _listed_by_tests.extend(kernel for kernel in kernels if kernel not in _listed_by_tests)
+
+
+def _of_same_source(kernel: Kernel) -> list[Kernel]:
+    known = [*all_variants(), *_listed_by_tests]
+    return [other for other in known if (other.folder, other.source) == (kernel.folder, kernel.source)]
+
+
+def _library_of(kernel: Kernel) -> tuple[Kernel, ...]:
+    """The kernels that are built together with this one."""
+    listed = _of_same_source(kernel)
+    if kernel not in listed:
+        if kernel.folder != SOURCE_FOLDER:
+            return (kernel,)
+        raise LookupError(f"{kernel} is launched but not listed in its module's VARIANTS")
+    start = listed.index(kernel) // VARIANTS_PER_LIBRARY * VARIANTS_PER_LIBRARY
+    return tuple(listed[start : start + VARIANTS_PER_LIBRARY])
+
+
+@cache
+def entry(kernel: Kernel, how: Build) -> Entry:
+    kernels = _library_of(kernel)
+    _build_source(tuple(_of_same_source(kernel)), how)
+    library, lock = _loaded(kernels, how)
+    return Entry(library, kernels.index(kernel), lock)
+
+
+@cache
+def _build_source(kernels: tuple[Kernel, ...], how: Build) -> None:
+    """Whoever launches one kernel of a source launches others: build their libraries side by side."""
+    build_all(kernels, how)
+
+
+@cache
+def _loaded(kernels: tuple[Kernel, ...], how: Build) -> tuple[ctypes.CDLL, threading.Lock]:
+    return ctypes.CDLL(str(_library_file(kernels, how))), threading.Lock()
+
+
+def _library_file(kernels: tuple[Kernel, ...], how: Build) -> Path:
+    text = _translation_unit(kernels)
+    other = (HERE / how.with_file).read_text() if how.with_file else ""
+    key = "\0".join([_compiler_version(), *COMMON, *how.flags, _headers(), other, text])
+    name = f"{Path(kernels[0].source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adjoint" / "cuda_on_host"
+    if not (folder / name).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            source, library = Path(temporary) / "kernels.cpp", Path(temporary) / "kernels.so"
+            source.write_text(text)
+            try:
+                _compile(source, library, how)
+            except subprocess.CalledProcessError as error:
+                message = f"{kernels[0].source} does not compile on the host:\n{error.stderr[:8000]}"
+                raise RuntimeError(message) from None
+            os.replace(library, folder / name)
+    return folder / name
+
+
+def _compile(source: Path, library: Path, how: Build) -> None:
+    if how.with_file is None:
+        _run_compiler(*how.flags, "-shared", str(source), "-o", str(library))
+        return
+    kernels, other = library.with_suffix(".o"), library.with_suffix(".other.o")
+    _run_compiler(*how.flags, "-c", str(source), "-o", str(kernels))
+    _run_compiler("-O2", "-DCUDA_ON_HOST_TRACE", "-c", str(HERE / how.with_file), "-o", str(other))
+    _run_compiler("-shared", str(kernels), str(other), "-o", str(library))
+
+
+def _run_compiler(*arguments: str) -> None:
+    # The compiler itself need not run under a preloaded sanitizer.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = [compiler() or "g++", *COMMON, *arguments]
+    subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+
+
+_SHARED_VARIABLE = re.compile(r"__shared__\s[^;#]*?\b(\w+)\s*(\[[^;#]*\])?\s*;")
+
+
+def _translation_unit(kernels: tuple[Kernel, ...]) -> str:
+    # The runner must know shared variables, which are static here; no attribute puts those of templates in a section.
+    text = _SHARED_VARIABLE.sub(r"\g<0> CUDA_ON_HOST_SHARED_VARIABLE(\g<1>);", kernels[0].text())
+    # In an anonymous namespace, because AddressSanitizer does not guard the static (here: shared) arrays of
+    # templates that other files might define too.
+    lines = ['#include "cuda_on_host.h"', "namespace {", f'#line 1 "{kernels[0].source}"', text]
+    lines += ["}"]
+    lines += [f"CUDA_ON_HOST_ENTRY({number}, {kernel.name})" for number, kernel in enumerate(kernels)]
+    return "\n".join(lines)
+
+
+@cache
+def _headers() -> str:
+    return "".join(path.read_text() for path in sorted(HERE.glob("*.h")))
+
+
+@cache
+def _compiler_version() -> str:
+    return subprocess.run([compiler() or "g++", "--version"], capture_output=True, text=True).stdout
