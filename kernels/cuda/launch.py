@@ -208,8 +208,8 @@ def launch(
 
     `grid` and `block` have one to three dimensions; an empty grid runs nothing. Each argument is a
     C-contiguous array (passed as a pointer), None (a null pointer), a NumPy scalar of the parameter's exact
-    type, or a `struct`. `reached` are the arrays whose addresses stand in a struct or in another array: they are
-    checked as arguments are.
+    type, or a `struct`. `reached` are the arrays whose addresses stand in a struct or in another array, which the
+    caller has checked.
     """
     if 0 in grid:
         return
@@ -218,7 +218,7 @@ def launch(
         raise ValueError(f"{kernel}: grid {tuple(grid)} is outside CUDA's limits {MAX_GRID}")
     if min(block3) < 1 or block3[2] > 64 or block3[0] * block3[1] * block3[2] > MAX_THREADS:
         raise ValueError(f"{kernel}: block {tuple(block)} is outside CUDA's limit of {MAX_THREADS} threads")
-    arrays = [_checked(kernel, position, arg) for position, arg in enumerate((*args, *reached))]
+    arrays = [*(_checked(kernel, position, arg) for position, arg in enumerate(args)), *reached[:1]]
     devices = [launcher.device(array) for array in arrays if array is not None]
     if not devices:
         raise TypeError(f"{kernel}: needs at least one array argument to know its device")
