@@ -3,10 +3,26 @@
 Each function checks shapes and settings, then calls `kernels.cpu` or `kernels.cuda` by the type of its
 arrays. Arrays may have any strides and may be empty; inputs are never changed; results are new C-contiguous
 arrays of the input's dtype, which is float32, float64, float16 or bfloat16 (the half types compute in float32
-and round once). Images are (N, C, H, W), filters (K, C / groups, R, S); pairs are (height, width).
+and round once). Images are (N, C, H, W), volumes (N, C, D, H, W), filters (K, C / groups, taps along each of these axes);
+settings are in the order of the axes.
 """
 
-from .interface.conv import conv2d, conv2d_input_grad, conv2d_weight_grad
+from .interface.activation import (
+    activation,
+    activation_input_grad,
+    activation_scale,
+    activation_with_slope,
+    bias_activation,
+    bias_activation_grad,
+    glu,
+    glu_input_grad,
+    prelu,
+    prelu_grad,
+)
+from .interface.batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
+from .interface.conv import conv, conv_input_grad, conv_weight_grad
+from .interface.grad_norm import clip_grad_norm, clip_grads, grad_norm
+from .interface.optimizer import adam, sgd
 from .interface.pooling import (
     avg_pool2d,
     avg_pool2d_input_grad,
@@ -15,18 +31,41 @@ from .interface.pooling import (
     max_pool2d_indices,
     max_pool2d_scatter,
 )
+from .interface.softmax import log_softmax, log_softmax_input_grad, softmax, softmax_input_grad
 from .interface.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_scale
 
 __all__ = [
+    "activation",
+    "activation_input_grad",
+    "activation_scale",
+    "activation_with_slope",
+    "adam",
     "avg_pool2d",
     "avg_pool2d_input_grad",
-    "conv2d",
-    "conv2d_input_grad",
-    "conv2d_weight_grad",
+    "batch_norm",
+    "batch_norm_grad",
+    "batch_norm_inference",
+    "bias_activation",
+    "bias_activation_grad",
+    "clip_grad_norm",
+    "clip_grads",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
+    "glu",
+    "glu_input_grad",
+    "grad_norm",
+    "log_softmax",
+    "log_softmax_input_grad",
     "max_pool2d",
     "max_pool2d_gather",
     "max_pool2d_indices",
     "max_pool2d_scatter",
+    "prelu",
+    "prelu_grad",
+    "sgd",
+    "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_scale",
+    "softmax_input_grad",
 ]

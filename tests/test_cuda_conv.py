@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import pytest
 
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda, geometry
-from adjoint.kernels.cuda import conv, launch
+from adjoint.kernels.cuda import launch
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -22,6 +23,7 @@ from cuda_on_host import (
 )
 
 cuda_device = device_fixture()
+conv = importlib.import_module("adjoint.kernels.cuda.conv")
 
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
@@ -43,7 +45,7 @@ class Case:
 
     @property
     def y(self):
-        return geometry.conv2d(self.x, self.weight, None, *self.settings)
+        return geometry.conv(self.x, self.weight, None, *self.settings)
 
 
 ALL = ("float32", "float64", "float16", "bfloat16")
@@ -132,9 +134,9 @@ def assert_close(got, wanted, dtype):
 def computed(side, case, given):
     x, weight, bias, dy = given
     return (
-        side.conv2d(x, weight, bias, *case.settings),
-        side.conv2d_input_grad(dy, weight, case.x, *case.settings),
-        side.conv2d_weight_grad(dy, x, case.weight, *case.settings),
+        side.conv(x, weight, bias, *case.settings),
+        side.conv_input_grad(dy, weight, case.x, *case.settings),
+        side.conv_weight_grad(dy, x, case.weight, *case.settings),
     )
 
 
@@ -178,11 +180,11 @@ def test_parity_of_every_tile(cuda_device, dtype, monkeypatch):
     c_type, settings = launch.c_type(dtype), TILED.settings
     for tile in (None, *conv._tiles(conv._GATHER_TILES, c_type)):
         monkeypatch.setattr(conv, "gather_tile", lambda *_, tile=tile: tile)
-        assert_close(cuda_device.get(conv.conv2d(x, weight, bias, *settings)), y, dtype)
-        assert_close(cuda_device.get(conv.conv2d_input_grad(dy, weight, TILED.x, *settings)), dx, dtype)
+        assert_close(cuda_device.get(conv.conv(x, weight, bias, *settings)), y, dtype)
+        assert_close(cuda_device.get(conv.conv_input_grad(dy, weight, TILED.x, *settings)), dx, dtype)
     for tile in (None, *conv._tiles(conv._WEIGHT_GRAD_TILES, c_type)):
         monkeypatch.setattr(conv, "weight_grad_tile", lambda *_, tile=tile: tile)
-        assert_close(cuda_device.get(conv.conv2d_weight_grad(dy, x, TILED.weight, *settings)), dw, dtype)
+        assert_close(cuda_device.get(conv.conv_weight_grad(dy, x, TILED.weight, *settings)), dw, dtype)
 
 
 def test_results_repeat_bit_for_bit(cuda_device):
@@ -236,7 +238,7 @@ def test_without_one_of_its_barriers_the_tiled_kernel_is_wrong_here(which, tmp_p
     case = next(case for case in CASES if case.name == "3x3")
     x, weight, bias, _ = given = arrays(case, "float32")
     with installed(HostLauncher(seed=1)):
-        y = conv.conv2d(x, weight, bias, *case.settings)
+        y = conv.conv(x, weight, bias, *case.settings)
     with pytest.raises(AssertionError):
         assert_close(y, expected(case, *given)[0], "float32")
 
@@ -257,8 +259,8 @@ def test_the_choice_of_tile():
 
 def test_an_image_beyond_32_bit_offsets_is_refused():
     x = np.broadcast_to(np.float32(0), (1, 2, 2**15, 2**15))
-    with pytest.raises(ValueError, match="conv2d: an image has 2147483648 elements"):
-        conv.conv2d(x, np.zeros((1, 2, 1, 1), np.float32), stride=(2**14, 2**14))
+    with pytest.raises(ValueError, match="conv: an image has 2147483648 elements"):
+        conv.conv(x, np.zeros((1, 2, 1, 1), np.float32), None, (2**14, 2**14), ((0, 0), (0, 0)), (1, 1), 1)
 
 
 @needs_compiler

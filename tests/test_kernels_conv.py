@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from adjoint import kernels
 from adjoint.kernels.cpu import parallel, scratch
 
-conv = importlib.import_module("adjoint.kernels.cpu.conv")
+conv = importlib.import_module("adjoint.kernels.cpu.images")
 interleaved = importlib.import_module("adjoint.kernels.cpu.interleaved")
 
 ZEROS = ((0, 0), (0, 0))
+PLAIN = ((1, 1), ZEROS, (1, 1), 1)
 
 # (x shape, weight shape, stride, padding, dilation, groups)
 CASES = [
@@ -92,9 +93,9 @@ def check(x, weight, dy, arguments, rtol=1e-10, atol=1e-10):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(interleaved, "_MOST_OUTPUTS", most)
             results = (
-                kernels.conv2d(x, weight, None, *arguments),
-                kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
-                kernels.conv2d_weight_grad(dy, x, weight.shape, *arguments),
+                kernels.conv(x, weight, None, *arguments),
+                kernels.conv_input_grad(dy, weight, x.shape, *arguments),
+                kernels.conv_weight_grad(dy, x, weight.shape, *arguments),
             )
         for result, wanted in zip(results, (y, dx, dw), strict=True):
             assert result.dtype == x.dtype and result.flags.c_contiguous
@@ -135,9 +136,9 @@ def test_matches_pytorch(case, dtype):
     dy = make(tuple(ty.shape))
     ty.backward(torch.tensor(dy))
     tolerance = {"rtol": 2e-4, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-10}
-    np.testing.assert_allclose(kernels.conv2d(x, weight, bias, *arguments), ty.detach(), **tolerance)
-    np.testing.assert_allclose(kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance)
-    np.testing.assert_allclose(kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance)
+    np.testing.assert_allclose(kernels.conv(x, weight, bias, *arguments), ty.detach(), **tolerance)
+    np.testing.assert_allclose(kernels.conv_input_grad(dy, weight, x_shape, *arguments), tx.grad, **tolerance)
+    np.testing.assert_allclose(kernels.conv_weight_grad(dy, x, weight_shape, *arguments), tw.grad, **tolerance)
 
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -165,17 +166,17 @@ def test_half_types_round_once(case, dtype):
     y += bias.astype(np.float64)[:, None, None]
     # Half a unit in the last place of the result, and float32 sums.
     step = {"rtol": 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001, "atol": 1e-4}
-    np.testing.assert_allclose(kernels.conv2d(x, weight, bias, *arguments).astype(np.float64), y, **step)
-    got = kernels.conv2d_input_grad(dy, weight, x_shape, *arguments)
+    np.testing.assert_allclose(kernels.conv(x, weight, bias, *arguments).astype(np.float64), y, **step)
+    got = kernels.conv_input_grad(dy, weight, x_shape, *arguments)
     np.testing.assert_allclose(got.astype(np.float64), dx, **step)
-    got = kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments)
+    got = kernels.conv_weight_grad(dy, x, weight_shape, *arguments)
     assert got.dtype == dtype
     np.testing.assert_allclose(got.astype(np.float64), dw, **step)
 
 
 def two_images_a_block(case, monkeypatch):
     x_shape, weight_shape, stride, padding, dilation, groups = case
-    size = kernels.geometry.conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups)[2:]
+    size = kernels.geometry.conv(x_shape, weight_shape, None, stride, padding, dilation, groups)[2:]
     way = interleaved.Interleaving(x_shape, weight_shape, size, stride, padding, dilation, groups, np.dtype(np.float32))
     monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 2 * way.image_bytes)
 
@@ -192,9 +193,9 @@ def test_small_images_are_interleaved(case, monkeypatch):
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands(x_shape, weight_shape)
     y, dy, dx, dw = naive(x, weight, make, *arguments)
-    np.testing.assert_allclose(kernels.conv2d(x, weight, None, *arguments), y, 1e-10, 1e-10)
-    np.testing.assert_allclose(kernels.conv2d_input_grad(dy, weight, x_shape, *arguments), dx, 1e-10, 1e-10)
-    np.testing.assert_allclose(kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments), dw, 1e-10, 1e-10)
+    np.testing.assert_allclose(kernels.conv(x, weight, None, *arguments), y, 1e-10, 1e-10)
+    np.testing.assert_allclose(kernels.conv_input_grad(dy, weight, x_shape, *arguments), dx, 1e-10, 1e-10)
+    np.testing.assert_allclose(kernels.conv_weight_grad(dy, x, weight_shape, *arguments), dw, 1e-10, 1e-10)
     # A gradient with a stride along the width is folded.
     assert calls == ["forward", *["input_grad"] * (arguments[0][1] == 1), "weight_grad"]
 
@@ -233,7 +234,7 @@ def views(a):
 def test_any_strides(case):
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands(x_shape, weight_shape)
-    dy = make(kernels.conv2d(x, weight, None, *arguments).shape)
+    dy = make(kernels.conv(x, weight, None, *arguments).shape)
     for vx, vw, vdy in zip(views(x), views(weight), views(dy), strict=True):
         check(vx, vw, lambda shape, vdy=vdy: vdy, arguments)
 
@@ -243,7 +244,7 @@ def test_empty(x_shape, weight_shape):
     arguments = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     check(*operands(x_shape, weight_shape), arguments)
     bias = np.arange(4.0)
-    y = kernels.conv2d(np.ones(x_shape), np.ones(weight_shape), bias, *arguments)
+    y = kernels.conv(np.ones(x_shape), np.ones(weight_shape), bias, *arguments)
     np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], (x_shape[0], 4, 5, 5)))
 
 
@@ -255,7 +256,7 @@ def test_what_is_not_finite_stays_in_its_place(case, value):
     unpadded = arguments[1] == ZEROS
     for spoiled in (0, 1, 2) if unpadded else (0, 2):
         x, weight, make = operands(x_shape, weight_shape)
-        dy = make(kernels.conv2d(x, weight, None, *arguments).shape)
+        dy = make(kernels.conv(x, weight, None, *arguments).shape)
         array = (x, weight, dy)[spoiled]
         array[0, 0, 0, -1] = value
         with np.errstate(invalid="ignore"):
@@ -274,7 +275,7 @@ def test_an_infinite_filter_reaches_only_what_it_saw():
 def test_no_warning_for_infinities():
     x = np.full((1, 1, 4, 4), np.inf)
     with np.errstate(all="raise"):
-        y = kernels.conv2d(x, np.array([[[[1.0, -1.0]]]]))
+        y = kernels.conv(x, np.array([[[[1.0, -1.0]]]]), None, *PLAIN)
     assert np.isnan(y).all()
 
 
@@ -287,13 +288,13 @@ def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
         monkeypatch.setattr(interleaved, "_MOST_OUTPUTS", 0)
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands((9, *x_shape[1:]), weight_shape, np.float32)
-    dy = make(kernels.conv2d(x, weight, None, *arguments).shape)
+    dy = make(kernels.conv(x, weight, None, *arguments).shape)
 
     def run():
         return (
-            kernels.conv2d(x, weight, None, *arguments),
-            kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
-            kernels.conv2d_weight_grad(dy, x, weight_shape, *arguments),
+            kernels.conv(x, weight, None, *arguments),
+            kernels.conv_input_grad(dy, weight, x.shape, *arguments),
+            kernels.conv_weight_grad(dy, x, weight_shape, *arguments),
         )
 
     before = parallel.threads()
@@ -310,8 +311,8 @@ def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"stride": (0, 1)}, r"conv2d: stride must be two integers of at least 1, got \(0, 1\)"),
-        ({"stride": 2}, r"conv2d: stride must be two integers of at least 1, got 2"),
+        ({"stride": (0, 1)}, r"conv2d: stride must be one to three integers of at least 1, got \(0, 1\)"),
+        ({"stride": 2}, r"conv: stride must be one to three integers of at least 1, got 2"),
         ({"dilation": (1, 0)}, r"conv2d: dilation must be two integers of at least 1, got \(1, 0\)"),
         ({"padding": ((0, -1), (0, 0))}, r"padding must be .* not negative, got \(\(0, -1\), \(0, 0\)\)"),
         ({"padding": (1, 1)}, r"padding must be \(\(top, bottom\), \(left, right\)\).*got \(1, 1\)"),
@@ -331,20 +332,21 @@ def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
     ids=lambda value: str(value)[:30] if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_shapes_and_settings(changes, message):
-    arguments = {"x": np.zeros((1, 3, 5, 5)), "weight": np.zeros((6, 3, 3, 3))} | changes
+    defaults = {"stride": (1, 1), "padding": ZEROS, "dilation": (1, 1), "groups": 1, "bias": None}
+    arguments = {"x": np.zeros((1, 3, 5, 5)), "weight": np.zeros((6, 3, 3, 3))} | defaults | changes
     with pytest.raises(ValueError, match=message) as caught:
-        kernels.conv2d(**arguments)
-    assert str(caught.value).startswith("conv2d: ")
+        kernels.conv(**arguments)
+    assert str(caught.value).startswith("conv2d: " if changes.get("stride") != 2 else "conv: ")
 
 
 def test_wrong_arrays():
     x, weight = np.zeros((1, 3, 5, 5), np.float32), np.zeros((6, 3, 3, 3), np.float32)
     with pytest.raises(TypeError, match="all arrays must have one dtype, got: x is float32, weight is float64"):
-        kernels.conv2d(x, weight.astype(np.float64))
+        kernels.conv(x, weight.astype(np.float64), None, *PLAIN)
     with pytest.raises(TypeError, match="conv2d: x must be float32, float64, float16 or bfloat16, got int64"):
-        kernels.conv2d(x.astype(np.int64), weight)
+        kernels.conv(x.astype(np.int64), weight, None, *PLAIN)
     with pytest.raises(TypeError, match="conv2d: weight must be a NumPy or CuPy array, got list"):
-        kernels.conv2d(x, weight.tolist())
+        kernels.conv(x, weight.tolist(), None, *PLAIN)
 
 
 def test_wrong_gradients():
@@ -352,9 +354,9 @@ def test_wrong_gradients():
     arguments = ((1, 1), ZEROS, (1, 1), 1)
     wanted = r"the gradient must have the shape \(1, 6, 3, 3\) of the result, got \(1, 6, 3, 4\)"
     with pytest.raises(ValueError, match="conv2d_input_grad: " + wanted):
-        kernels.conv2d_input_grad(np.zeros((1, 6, 3, 4)), weight, x.shape, *arguments)
+        kernels.conv_input_grad(np.zeros((1, 6, 3, 4)), weight, x.shape, *arguments)
     with pytest.raises(ValueError, match="conv2d_weight_grad: " + wanted):
-        kernels.conv2d_weight_grad(np.zeros((1, 6, 3, 4)), x, weight.shape, *arguments)
+        kernels.conv_weight_grad(np.zeros((1, 6, 3, 4)), x, weight.shape, *arguments)
 
 
 def test_number_of_threads(monkeypatch):

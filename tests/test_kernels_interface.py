@@ -24,6 +24,9 @@ def test_a_side_offers_nothing_else(side):
     assert functions == set(kernels.__all__)
 
 
+SETTINGS = ((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+
+
 def cupy_like(shape=(1, 1, 4, 4)):
     """An object that says it comes from CuPy."""
     ndarray = type("ndarray", (), {"__module__": "cupy", "shape": shape, "dtype": np.dtype(np.float32), "ndim": 4})
@@ -32,12 +35,12 @@ def cupy_like(shape=(1, 1, 4, 4)):
 
 def test_the_type_of_the_array_chooses_the_side(monkeypatch):
     called = []
-    fake = types.SimpleNamespace(conv2d=lambda *arguments: called.append(arguments))
+    fake = types.SimpleNamespace(conv=lambda *arguments: called.append(arguments))
     monkeypatch.setattr(
         "adjoint.kernels.interface.conv.side", lambda array: fake if not isinstance(array, np.ndarray) else cpu
     )
     x = cupy_like()
-    kernels.conv2d(x, x)
+    kernels.conv(x, x, None, *SETTINGS)
     assert called == [(x, x, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)]
     monkeypatch.undo()
     assert side(np.zeros(1)) is cpu and side(x) is cuda
@@ -45,4 +48,4 @@ def test_the_type_of_the_array_chooses_the_side(monkeypatch):
 
 def test_arrays_of_two_kinds():
     with pytest.raises(TypeError, match="conv2d: all arrays must live on one device, got: x is NumPy, weight is CuPy"):
-        kernels.conv2d(np.zeros((1, 1, 4, 4), np.float32), cupy_like())
+        kernels.conv(np.zeros((1, 1, 4, 4), np.float32), cupy_like(), None, *SETTINGS)

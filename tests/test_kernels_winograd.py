@@ -7,7 +7,7 @@ import pytest
 from adjoint import kernels
 from adjoint.kernels.cpu import parallel, winograd
 
-conv = importlib.import_module("adjoint.kernels.cpu.conv")
+conv = importlib.import_module("adjoint.kernels.cpu.images")
 
 # (x shape, filters, padding, groups)
 CASES = [
@@ -35,9 +35,9 @@ def operands(x_shape, k, padding, groups, dtype=np.float32, seed=0):
 def run(x, weight, dy, bias, padding, groups):
     arguments = settings(padding, groups)
     return (
-        kernels.conv2d(x, weight, bias, *arguments),
-        kernels.conv2d_input_grad(dy, weight, x.shape, *arguments),
-        kernels.conv2d_weight_grad(dy, x, weight.shape, *arguments),
+        kernels.conv(x, weight, bias, *arguments),
+        kernels.conv_input_grad(dy, weight, x.shape, *arguments),
+        kernels.conv_weight_grad(dy, x, weight.shape, *arguments),
     )
 
 
@@ -168,7 +168,7 @@ def test_overflow_on_the_way_is_computed_directly(answers):
     x, weight, _, _ = operands((4, 32, 18, 22), 40, ((0, 0), (0, 0)), 1)
     x[0, 0, 5, 5] = 3e38
     weight[:, 0] *= 0.1
-    y = kernels.conv2d(x, weight)
+    y = kernels.conv(x, weight, None, *settings(((0, 0), (0, 0)), 1))
     assert answers == [False]
     assert np.isfinite(y).all()
     # Only the windows of the large element see it.
@@ -179,7 +179,7 @@ def test_infinite_bias_stays_in_its_channel(answers):
     case = (3, 32, 17, 22), 40, ((1, 1), (1, 1)), 1
     x, weight, _, bias = operands(*case)
     bias[3] = np.inf
-    y = kernels.conv2d(x, weight, bias, *settings(*case[2:]))
+    y = kernels.conv(x, weight, bias, *settings(*case[2:]))
     assert np.isposinf(y[:, 3]).all() and np.isfinite(np.delete(y, 3, axis=1)).all()
     assert answers == [True]
 

@@ -1,4 +1,4 @@
-"""Convolution: three operations that are each other's derivatives."""
+"""Convolution of one, two or three axes: three operations that are each other's derivatives."""
 
 from __future__ import annotations
 
@@ -28,60 +28,60 @@ class _Convolution(Operation):
             ctx.save_inputs(1)
 
 
-class Conv2d(_Convolution):
-    """Images (N, C, H, W), filters (K, C / groups, R, S) and a bias (K,) or None to (N, K, P, Q)."""
+class Convolution(_Convolution):
+    """Images (N, C, *sizes), filters (K, C / groups, *taps) and a bias (K,) or None to (N, K, *outputs)."""
 
     def forward(ctx, x: Any, weight: Any, bias: Any) -> Any:
         ctx.save_what_is_needed()
         ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
-        return kernels.conv2d(x, weight, bias, **ctx.geometry())
+        return kernels.conv(x, weight, bias, **ctx.geometry())
 
     def backward(ctx, grad: Tensor) -> tuple[Optional, Optional, Optional]:
         by_x = by_weight = by_bias = None
         need_x, need_weight, need_bias = ctx.needs_input_grad
         saved = ctx.saved
         if need_x:
-            by_x = Conv2dInputGrad.apply(grad, saved[-1], input_shape=ctx.input_shape, **ctx.geometry())
+            by_x = ConvolutionInputGrad.apply(grad, saved[-1], input_shape=ctx.input_shape, **ctx.geometry())
         if need_weight:
-            by_weight = Conv2dWeightGrad.apply(grad, saved[0], weight_shape=ctx.weight_shape, **ctx.geometry())
+            by_weight = ConvolutionWeightGrad.apply(grad, saved[0], weight_shape=ctx.weight_shape, **ctx.geometry())
         if need_bias:
-            by_bias = grad.sum((0, 2, 3))
+            by_bias = grad.sum((0, *range(2, grad.ndim)))
         return by_x, by_weight, by_bias
 
 
-class Conv2dInputGrad(_Convolution):
+class ConvolutionInputGrad(_Convolution):
     """The gradient of a convolution with respect to its images, from that of its result and the filters."""
 
     def forward(ctx, dy: Any, weight: Any) -> Any:
         ctx.save_what_is_needed()
         ctx.weight_shape = weight.shape
-        return kernels.conv2d_input_grad(dy, weight, ctx.input_shape, **ctx.geometry())
+        return kernels.conv_input_grad(dy, weight, ctx.input_shape, **ctx.geometry())
 
     def backward(ctx, grad: Tensor) -> tuple[Optional, Optional]:
         by_dy = by_weight = None
         need_dy, need_weight = ctx.needs_input_grad
         saved = ctx.saved
         if need_dy:
-            by_dy = Conv2d.apply(grad, saved[-1], None, **ctx.geometry())
+            by_dy = Convolution.apply(grad, saved[-1], None, **ctx.geometry())
         if need_weight:
-            by_weight = Conv2dWeightGrad.apply(saved[0], grad, weight_shape=ctx.weight_shape, **ctx.geometry())
+            by_weight = ConvolutionWeightGrad.apply(saved[0], grad, weight_shape=ctx.weight_shape, **ctx.geometry())
         return by_dy, by_weight
 
 
-class Conv2dWeightGrad(_Convolution):
+class ConvolutionWeightGrad(_Convolution):
     """The gradient of a convolution with respect to its filters, from that of its result and the images."""
 
     def forward(ctx, dy: Any, x: Any) -> Any:
         ctx.save_what_is_needed()
         ctx.input_shape = x.shape
-        return kernels.conv2d_weight_grad(dy, x, ctx.weight_shape, **ctx.geometry())
+        return kernels.conv_weight_grad(dy, x, ctx.weight_shape, **ctx.geometry())
 
     def backward(ctx, grad: Tensor) -> tuple[Optional, Optional]:
         by_dy = by_x = None
         need_dy, need_x = ctx.needs_input_grad
         saved = ctx.saved
         if need_dy:
-            by_dy = Conv2d.apply(saved[-1], grad, None, **ctx.geometry())
+            by_dy = Convolution.apply(saved[-1], grad, None, **ctx.geometry())
         if need_x:
-            by_x = Conv2dInputGrad.apply(saved[0], grad, input_shape=ctx.input_shape, **ctx.geometry())
+            by_x = ConvolutionInputGrad.apply(saved[0], grad, input_shape=ctx.input_shape, **ctx.geometry())
         return by_dy, by_x

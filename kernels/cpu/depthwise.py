@@ -1,25 +1,36 @@
-"""Convolution with one input channel a group, on the long runs of `windows`, plane by plane."""
+"""Convolution with one input channel a group, of any number of axes, on long runs of memory.
+
+The padded images of a channel lie one after the other, split into phases of the stride. What a tap sees from all their
+outputs is then one run, shifted by some places, and what has no meaning lies between the rows. The zeros behind a row
+are those before the next one. One `einsum` adds up the taps of all axes but the last over a run: it multiplies and adds
+in one pass, which no other NumPy function does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..geometry import Padding, Pair, Shape
+from ..geometry import Pads, Sizes
 from . import parallel
 from .arithmetic import compute_dtype
-from .taps import Window
-from .windows import Windows
+from .scratch import Scratch, scratch
 
 _MOST_FILTERS = 4
 _MOST_PHASES = 16
-_COLUMN_BYTES = 2 << 20
+_PIECE_BYTES = 1 << 20
+# Short enough for the first cache, and for OpenBLAS to multiply on the calling thread.
+_CHUNK = 8192
+_LEAST_RUN = 4096
 
 
-def serves(weight_shape: Shape, groups: int, stride: Pair) -> bool:
+def serves(weight_shape: Sizes, groups: int, stride: Sizes) -> bool:
     """Whether this is the way to compute a convolution."""
-    few = weight_shape[0] <= _MOST_FILTERS * groups and stride[0] * stride[1] <= _MOST_PHASES
+    few = weight_shape[0] <= _MOST_FILTERS * groups and prod(stride) <= _MOST_PHASES
     return groups > 1 and weight_shape[1] == 1 and few
 
 
@@ -27,129 +38,299 @@ def forward(
     x: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray | None,
-    shape: Shape,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    shape: Sizes,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
 ) -> np.ndarray:
-    n, channels = x.shape[:2]
-    run = _Runs(x.shape, shape, weight.shape, stride, padding, dilation, compute_dtype(x.dtype))
-    y = np.empty((n * channels, run.filters, *shape[2:]), x.dtype)
-    planes = x.reshape(n * channels, *x.shape[2:])
-    offsets = None if bias is None else bias.astype(run.windows.dtype).reshape(channels, run.filters)
+    runs = _Runs(x.shape, weight.shape, shape, stride, padding, dilation, compute_dtype(x.dtype))
+    factors = runs.factors(weight)
+    y = np.empty((len(x), runs.channels, runs.filters, *shape[2:]), x.dtype)
+    offsets = None if bias is None else bias.astype(runs.dtype).reshape(runs.channels, runs.filters, *[1] * len(stride))
 
-    def work(parts: Iterator[slice]) -> None:
-        rows = run.rows(n * channels)
-        for part in parts:
-            phases = run.windows.split(planes[part], rows).reshape(*run.phases, len(planes[part]), -1)
-            factors = run.of_planes(weight, part, channels)
-            columns = np.empty((len(planes[part]), factors.shape[2], run.length), run.windows.dtype)
-            for tap, column, row, shift in run.taps():
-                columns[:, tap] = phases[column, row, :, shift : shift + run.length]
-            # The run ends with the last output, short of the end of its row.
-            sums = np.empty((*factors.shape[:2], shape[2] * run.windows.qp), run.windows.dtype)
-            np.matmul(factors, columns, out=sums[..., : run.length])
-            products = sums.reshape(*factors.shape[:2], shape[2], run.windows.qp)[..., : shape[3]]
-            if offsets is None:
-                np.copyto(y[part], products, casting="unsafe")
-            else:
-                np.add(products, _of_planes(offsets, part)[..., None, None], out=y[part], casting="unsafe")
+    def work(pieces: Iterator[_Piece]) -> None:
+        with scratch() as memory:
+            seen = runs.zeros(memory, prod(stride), runs.length + runs.reach)
+            sums, spare = runs.sums(memory)
+            for piece in pieces:
+                part = seen[: piece.size[1]]
+                runs.read(x[piece.images, piece.channels], part)
+                for number in range(runs.filters):
+                    _correlate(part, factors[piece.channels, number], runs.terms, sums[:, : runs.used], spare)
+                    values = runs.outputs(sums[: len(part)], piece)
+                    target = y[piece.images, piece.channels, number]
+                    if offsets is None:
+                        np.copyto(target, values, casting="unsafe")
+                    else:
+                        np.add(values, offsets[piece.channels, number], out=target, casting="unsafe")
 
-    parallel.share(work, parallel.split(n * channels, run.planes))
+    parallel.share(work, runs.pieces())
     return y.reshape(shape)
 
 
 def input_grad(
-    dy: np.ndarray, weight: np.ndarray, input_shape: Shape, stride: Pair, padding: Padding, dilation: Pair
+    dy: np.ndarray, weight: np.ndarray, input_shape: Sizes, stride: Sizes, padding: Pads, dilation: Sizes
 ) -> np.ndarray:
-    n, channels = input_shape[:2]
-    run = _Runs(input_shape, dy.shape, weight.shape, stride, padding, dilation, compute_dtype(dy.dtype))
-    dx = np.empty((n * channels, *input_shape[2:]), dy.dtype)
-    grads = dy.reshape(n * channels, run.filters, *dy.shape[2:])
+    runs = _Runs(input_shape, weight.shape, dy.shape, stride, padding, dilation, compute_dtype(dy.dtype))
+    factors = runs.factors(weight)
+    grads = dy.reshape(len(dy), runs.channels, runs.filters, *dy.shape[2:])
+    # For each phase the taps that lie on it, seen from the input. They read dy backwards, so it begins behind zeros.
+    length = runs.length + 2 * runs.reach
+    phases = [
+        [term.reversed(runs, length) for term in runs.terms if term.phase == phase] for phase in range(prod(stride))
+    ]
+    dx = np.empty(input_shape, dy.dtype) if all(phases) and runs.covers_input else np.zeros(input_shape, dy.dtype)
 
-    def work(parts: Iterator[slice]) -> None:
-        rows = run.rows(n * channels)
-        for part in parts:
-            count = len(dx[part])
-            factors = run.of_planes(weight, part, channels)
-            phases = np.zeros((*run.phases, count, run.windows.hq * run.windows.qp), run.windows.dtype)
-            term = np.empty((count, run.length), run.windows.dtype)
-            for number in range(run.filters):
-                given = run.windows.spread(grads[part, number], run.windows.dtype)
-                given = given.reshape(count, -1)[:, : run.length]
-                for tap, column, row, shift in run.taps():
-                    target = phases[column, row, :, shift : shift + run.length]
-                    np.multiply(given, factors[:, number, tap, None], out=term)
-                    np.add(target, term, out=target)
-            run.windows.merge(list(phases.reshape(len(phases), -1)), dx[part], rows)
+    def work(pieces: Iterator[_Piece]) -> None:
+        with scratch() as memory:
+            given = runs.zeros(memory, runs.filters, length)
+            sums, spare = runs.sums(memory)
+            for piece in pieces:
+                part = given[: piece.size[1]]
+                for number in range(runs.filters):
+                    middle = part[:, number, runs.reach : runs.reach + runs.length]
+                    target = runs.outputs(middle, piece, runs.gradient_start)
+                    np.copyto(target, grads[piece.images, piece.channels, number], casting="unsafe")
+                for phase, terms in enumerate(phases):
+                    if terms:
+                        _correlate(part, factors[piece.channels], terms, sums, spare)
+                        runs.write(sums[: len(part)], phase, dx[piece.images, piece.channels])
 
-    parallel.share(work, parallel.split(n * channels, run.windows.planes))
-    return dx.reshape(input_shape)
+    parallel.share(work, runs.pieces())
+    return dx
 
 
 def weight_grad(
-    dy: np.ndarray, x: np.ndarray, weight_shape: Shape, stride: Pair, padding: Padding, dilation: Pair
+    dy: np.ndarray, x: np.ndarray, weight_shape: Sizes, stride: Sizes, padding: Pads, dilation: Sizes
 ) -> np.ndarray:
     """The weight gradient in the compute type; NaN where only a product of zero with infinity would be."""
-    n, channels = x.shape[:2]
-    run = _Runs(x.shape, dy.shape, weight_shape, stride, padding, dilation, compute_dtype(dy.dtype))
-    planes = x.reshape(n * channels, *x.shape[2:])
-    grads = dy.reshape(n * channels, run.filters, *dy.shape[2:])
-    # Sums of planes are added up in their order, whichever thread made them.
-    sums = np.empty((n * channels, run.filters, weight_shape[2] * weight_shape[3]), run.windows.dtype)
+    runs = _Runs(x.shape, weight_shape, dy.shape, stride, padding, dilation, compute_dtype(dy.dtype))
+    grads = dy.reshape(len(dy), runs.channels, runs.filters, *dy.shape[2:])
+    pieces = runs.pieces()
+    # Sums of pieces are added up in their order, whichever thread made them.
+    sums = np.zeros((-(-len(x) // runs.images), runs.channels, runs.filters, *weight_shape[2:]), runs.dtype)
 
-    def work(parts: Iterator[slice]) -> None:
-        rows = run.rows(n * channels)
-        for part in parts:
-            phases = run.windows.split(planes[part], rows).reshape(*run.phases, len(planes[part]), -1)
-            for number in range(run.filters):
-                given = run.windows.spread(grads[part, number], run.windows.dtype)
-                given = given.reshape(len(planes[part]), -1)[:, : run.length]
-                for tap, column, row, shift in run.taps():
-                    np.vecdot(phases[column, row, :, shift : shift + run.length], given, out=sums[part, number, tap])
+    def work(pieces: Iterator[_Piece]) -> None:
+        with scratch() as memory:
+            seen = runs.zeros(memory, prod(stride), runs.length + runs.reach)
+            given = runs.zeros(memory, 1, runs.length)[:, 0]
+            for piece in pieces:
+                part, spread = seen[: piece.size[1]], given[: piece.size[1]]
+                if piece.size[0] < runs.images:
+                    spread.fill(0)
+                runs.read(x[piece.images, piece.channels], part)
+                for number in range(runs.filters):
+                    np.copyto(
+                        runs.outputs(spread, piece), grads[piece.images, piece.channels, number], casting="unsafe"
+                    )
+                    target = sums[piece.images.start // runs.images, piece.channels, number]
+                    for chunk in parallel.split(runs.used, _CHUNK):
+                        values = spread[:, chunk].reshape(len(part), *[1] * (len(stride) - 1), -1)
+                        for term in runs.terms:
+                            target[:, *term.taps] += np.vecdot(term.view(part, chunk), values)
 
-    parallel.share(work, parallel.split(n * channels, run.windows.planes))
-    return sums.reshape(n, *weight_shape).sum(axis=0)
+    parallel.share(work, pieces)
+    return sums.sum(axis=0).reshape(weight_shape)
+
+
+class _Piece(NamedTuple):
+    """Some channels of some images."""
+
+    images: slice
+    channels: slice
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.stop - self.images.start, self.channels.stop - self.channels.start
+
+
+class _Term(NamedTuple):
+    """Taps that lie on one phase, at equal distances along all axes but the last, where they are at one place."""
+
+    phase: int
+    #: Which weights: an index of an array (..., *taps).
+    taps: tuple
+    counts: Sizes
+    #: Where the first tap of an output lies in the phase's run, and how far apart the others are, in elements.
+    shift: int
+    steps: Sizes
+
+    def reversed(self, runs: _Runs, length: int) -> _Term:
+        """The same taps for the gradient of the input, which is read off dy (filters, length) a channel."""
+        return _Term(
+            0,
+            (slice(None), *self.taps),
+            (runs.filters, *self.counts),
+            runs.reach + runs.offset(runs.gradient_start) - self.shift,
+            (length, *(-step for step in self.steps)),
+        )
+
+    def view(self, phases: np.ndarray, chunk: slice) -> np.ndarray:
+        """View (channels, *counts, places) of phases (channels, phases, run): what the taps see from a chunk."""
+        size = phases.itemsize
+        places = chunk.stop - chunk.start
+        offset = self.phase * phases.shape[2] + self.shift + chunk.start
+        steps = (phases.strides[0], *(step * size for step in self.steps), size)
+        return np.ndarray((len(phases), *self.counts, places), phases.dtype, phases, offset * size, steps)
+
+
+def _correlate(
+    phases: np.ndarray, factors: np.ndarray, terms: list[_Term], target: np.ndarray, spare: np.ndarray
+) -> None:
+    """The sum over the terms of factors (channels, ..., *taps) by what they see, in target (channels, places)."""
+    channels, axes = len(phases), "abcd"[: len(terms[0].counts)]
+    for chunk in parallel.split(target.shape[1], _CHUNK):
+        sums = target[:channels, chunk]
+        for number, term in enumerate(terms):
+            seen, by = term.view(phases, chunk), factors[:, *term.taps]
+            out = spare[:channels, : sums.shape[1]] if number else sums
+            if by.size == channels:
+                np.multiply(seen.reshape(out.shape), by.reshape(channels, 1), out=out)
+            else:
+                np.einsum(f"z{axes}y,z{axes}->zy", seen, by, out=out)
+            if number:
+                np.add(sums, out, out=sums)
 
 
 class _Runs:
-    """The runs of a convolution's planes."""
+    """How the images of one convolution lie in runs: (channels, phases, images * lengths) a piece."""
 
     def __init__(
         self,
-        x_shape: Shape,
-        y_shape: Shape,
-        weight_shape: Shape,
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
+        x_shape: Sizes,
+        weight_shape: Sizes,
+        y_shape: Sizes,
+        stride: Sizes,
+        padding: Pads,
+        dilation: Sizes,
         dtype: np.dtype,
     ) -> None:
-        before = (padding[0][0], padding[1][0])
-        size, pooled, kernel = (shape[2:] for shape in (x_shape, y_shape, weight_shape))
-        self.windows = Windows(Window(size, pooled, kernel, stride, before, dilation), dtype)
-        self.filters = weight_shape[0] // x_shape[1]
-        column_bytes = kernel[0] * kernel[1] * self.windows.hq * self.windows.qp * dtype.itemsize
-        #: How many planes to unfold at a time.
-        self.planes = max(1, min(_COLUMN_BYTES // column_bytes, self.windows.planes))
-        self.phases = (stride[1], stride[0])
-        # From the first output of a plane to its last.
-        self.length = (pooled[0] - 1) * self.windows.qp + pooled[1]
+        self.count, self.channels, *self.sizes = x_shape
+        self.filters = weight_shape[0] // self.channels
+        self.taps, self.pooled, self.stride, self.dilation = weight_shape[2:], y_shape[2:], stride, dilation
+        self.before, self.dtype = [pads[0] for pads in padding], dtype
+        #: By how many places the last tap lies behind the first, along each axis.
+        self.furthest = [
+            (count - 1) * gap // step for count, gap, step in zip(self.taps, dilation, stride, strict=True)
+        ]
+        self.axes = [list(self._axis(axis)) for axis in range(len(stride))]
+        # Places along each axis: enough for the outputs and for all of the input, and for so many zeros behind it that
+        # with those before it the taps see no other row.
+        self.lengths, self.gradient_start = [], []
+        for count, far, phases in zip(self.pooled, self.furthest, self.axes, strict=True):
+            inside = [place for place, _ in phases if place.stop > place.start] or [slice(0, 0)]
+            first = min(place.start for place in inside)
+            self.lengths.append(max(count, count + far - first, *(place.stop for place in inside)))
+            self.gradient_start.append(max(0, far - first))
+        self.pitches = [prod(self.lengths[axis + 1 :]) for axis in range(len(stride))]
+        self.reach = self.offset(self.furthest)
+        volume = prod(self.lengths)
+        self.images = max(1, min(self.count, -(-_LEAST_RUN // volume)))
+        self.length = self.images * volume
+        #: Up to the last output.
+        self.used = self.length - volume + self.offset([count - 1 for count in self.pooled]) + 1
+        run_bytes = prod(stride) * self.length * dtype.itemsize
+        self.piece_channels = max(1, min(_PIECE_BYTES // run_bytes, self.channels))
+        self.terms = list(self._terms())
 
-    def rows(self, planes: int) -> np.ndarray:
-        return self.windows.rows(min(planes, self.windows.planes), 0)
+    @property
+    def covers_input(self) -> bool:
+        """Whether no input lies behind the last place of a run."""
+        axes = zip(self.sizes, self.before, self.pooled, self.furthest, self.stride, strict=True)
+        return all(size + pad <= (count + far) * step for size, pad, count, far, step in axes)
 
-    def taps(self) -> Iterator[tuple[int, int, int, int]]:
-        """(tap, column phase, row phase, shift) of each tap."""
-        for i, row, down in self.windows.taps(0):
-            for j, column, right in self.windows.taps(1):
-                yield i * self.windows.kernel_size[1] + j, column, row, down * self.windows.qp + right
+    def offset(self, places: Sequence[int]) -> int:
+        """How far these places along the axes lie behind the first."""
+        return sum(place * pitch for place, pitch in zip(places, self.pitches, strict=True))
 
-    def of_planes(self, weight: np.ndarray, part: slice, channels: int) -> np.ndarray:
-        """The weights (planes, filters, taps) of some planes."""
-        return _of_planes(weight.astype(self.windows.dtype).reshape(channels, self.filters, -1), part)
+    def pieces(self) -> list[_Piece]:
+        channels = parallel.split(self.channels, self.piece_channels)
+        return [_Piece(images, some) for images in parallel.split(self.count, self.images) for some in channels]
+
+    def factors(self, weight: np.ndarray) -> np.ndarray:
+        """The weights (channels, filters, *taps)."""
+        return weight.astype(self.dtype, copy=False).reshape(self.channels, self.filters, *self.taps)
+
+    def zeros(self, memory: Scratch, rows: int, length: int) -> np.ndarray:
+        """Memory (channels, rows, length) for a piece. What lies around the images stays zero."""
+        held = memory.empty((self.piece_channels, rows, length), self.dtype)
+        held.fill(0)
+        return held
+
+    def sums(self, memory: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        """Memory for the sums of a piece, and for one more term of a chunk of them."""
+        spare = memory.empty((self.piece_channels, min(_CHUNK, self.length)), self.dtype)
+        return memory.empty((self.piece_channels, self.length), self.dtype), spare
+
+    def outputs(self, run: np.ndarray, piece: _Piece, first: Sequence[int] | None = None) -> np.ndarray:
+        """View (images, channels, *outputs) of runs (channels, length), the outputs beginning at `first`."""
+        start = first or [0] * len(self.pooled)
+        inside = [slice(low, low + count) for low, count in zip(start, self.pooled, strict=True)]
+        grid = run.reshape(len(run), self.images, *self.lengths)
+        return grid[:, : piece.size[0], *inside].swapaxes(0, 1)
+
+    def read(self, x: np.ndarray, phases: np.ndarray) -> None:
+        """Copy images (images, channels, *sizes) to where they lie in the phases."""
+        for phase, inside, source in self._phases():
+            grid = phases[:, phase, : self.length].reshape(x.shape[1], self.images, *self.lengths)
+            np.copyto(grid[:, : len(x), *inside], x[:, :, *source].swapaxes(0, 1), casting="unsafe")
+
+    def write(self, run: np.ndarray, phase: int, x: np.ndarray) -> None:
+        """Copy the run of one phase to where it lies in images (images, channels, *sizes)."""
+        _, inside, target = next(entry for entry in self._phases() if entry[0] == phase)
+        grid = run.reshape(len(run), self.images, *self.lengths)
+        np.copyto(x[:, :, *target], grid[:, : len(x), *inside].swapaxes(0, 1), casting="unsafe")
+
+    def _phases(self) -> Iterator[tuple[int, list[slice], list[slice]]]:
+        """For each phase: where its elements lie in the run's grid, and where in an image."""
+        for number, places in enumerate(product(*self.axes)):
+            yield number, [place[0] for place in places], [place[1] for place in places]
+
+    def _axis(self, axis: int) -> Iterator[tuple[slice, slice]]:
+        """The same for each phase of one axis."""
+        size, step, pad = self.sizes[axis], self.stride[axis], self.before[axis]
+        places = self.pooled[axis] + self.furthest[axis]
+        for phase in range(step):
+            first = max(0, -((phase - pad) // step))
+            start = first * step + phase - pad
+            count = max(0, min(places - first, (size - start + step - 1) // step))
+            yield slice(first, first + count), slice(start, start + count * step, step)
+
+    def _terms(self) -> Iterator[_Term]:
+        axes = zip(self.taps, self.stride, self.dilation, self.pitches, strict=True)
+        *leading, last = (list(_residues(*axis)) for axis in axes)
+        # Along the last axis an einsum would take the taps, not the places, for its inner loop.
+        single = [
+            _Taps(taps.phase, tap, 1, taps.shift + number * taps.step, 0)
+            for taps in last
+            for number, tap in enumerate(range(self.taps[-1])[taps.which])
+        ]
+        for groups in product(*leading, single):
+            phase = 0
+            for group, step in zip(groups, self.stride, strict=True):
+                phase = phase * step + group.phase
+            yield _Term(
+                phase,
+                (..., *(group.which for group in groups)),
+                tuple(group.number for group in groups[:-1]),
+                sum(group.shift for group in groups),
+                tuple(group.step for group in groups[:-1]),
+            )
 
 
-def _of_planes(values: np.ndarray, part: slice) -> np.ndarray:
-    """What belongs to the channel of each plane."""
-    return values[np.arange(part.start, part.stop) % len(values)]
+class _Taps(NamedTuple):
+    """The taps of one axis that lie on one phase: which they are, where the first lies and how far apart they are."""
+
+    phase: int
+    which: Any
+    number: int
+    shift: int
+    step: int
+
+
+def _residues(taps: int, stride: int, dilation: int, pitch: int) -> Iterator[_Taps]:
+    apart = stride // gcd(stride, dilation)
+    for first in range(min(apart, taps)):
+        shift, phase = divmod(first * dilation, stride)
+        index = slice(first, None, apart)
+        yield _Taps(phase, index, len(range(taps)[index]), shift * pitch, apart * dilation // stride * pitch)

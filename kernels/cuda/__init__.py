@@ -1,6 +1,10 @@
 """The kernels in CUDA C++, on CuPy's arrays. Importing this does not import CuPy."""
 
-from .conv import conv2d, conv2d_input_grad, conv2d_weight_grad
+from .activation import activation, activation_input_grad, activation_scale, activation_with_slope, glu, glu_input_grad
+from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu_grad
+from .conv import conv, conv_input_grad, conv_weight_grad
+from .grad_norm import clip_grad_norm, clip_grads, grad_norm
+from .optimizer import adam, sgd
 from .pooling import (
     avg_pool2d,
     avg_pool2d_input_grad,
@@ -9,18 +13,38 @@ from .pooling import (
     max_pool2d_indices,
     max_pool2d_scatter,
 )
+from .softmax import log_softmax, log_softmax_input_grad, softmax, softmax_input_grad
 from .softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_scale
 
 __all__ = [
+    "activation",
+    "activation_input_grad",
+    "activation_scale",
+    "activation_with_slope",
+    "adam",
     "avg_pool2d",
     "avg_pool2d_input_grad",
-    "conv2d",
-    "conv2d_input_grad",
-    "conv2d_weight_grad",
+    "bias_activation",
+    "bias_activation_grad",
+    "clip_grad_norm",
+    "clip_grads",
+    "conv",
+    "conv_input_grad",
+    "conv_weight_grad",
+    "glu",
+    "glu_input_grad",
+    "grad_norm",
+    "log_softmax",
+    "log_softmax_input_grad",
     "max_pool2d",
     "max_pool2d_gather",
     "max_pool2d_indices",
     "max_pool2d_scatter",
+    "prelu",
+    "prelu_grad",
+    "sgd",
+    "softmax",
     "softmax_cross_entropy",
     "softmax_cross_entropy_scale",
+    "softmax_input_grad",
 ]

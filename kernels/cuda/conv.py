@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import geometry
-from ..geometry import Padding, Pair, Shape
+from ..geometry import Pads, Sizes
 from . import launch
 from .launch import FLOAT_TYPES, Kernel, divide_up
 
@@ -90,20 +90,20 @@ def weight_grad_tile(c_type: str, rows: int, columns: int) -> Tile | None:
     return narrowest
 
 
-def conv2d(
+def conv(
     x: Array,
     weight: Array,
-    bias: Array | None = None,
-    stride: Pair = (1, 1),
-    padding: Padding = ((0, 0), (0, 0)),
-    dilation: Pair = (1, 1),
-    groups: int = 1,
+    bias: Array | None,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
+    groups: int,
 ) -> Array:
     images, _, *source = x.shape
     filters, channels, *taps = weight.shape
-    shape = geometry.conv2d(x.shape, weight.shape, None, stride, padding, dilation, groups)
+    shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
     out_h, out_w = shape[2:]
-    _check_sizes("conv2d", weight.shape, x.shape, shape)
+    _check_sizes("conv", weight.shape, x.shape, shape)
     y = launch.empty(shape, x.dtype, x)
     weights_of_row = math.prod(weight.shape[1:])
     _gather(
@@ -133,18 +133,18 @@ def conv2d(
     return y
 
 
-def conv2d_input_grad(
+def conv_input_grad(
     dy: Array,
     weight: Array,
-    input_shape: Shape,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    input_shape: Sizes,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
     groups: int,
 ) -> Array:
     images, _, height, width = input_shape
     filters, channels, taps_h, taps_w = weight.shape
-    _check_sizes("conv2d_input_grad", weight.shape, dy.shape, input_shape)
+    _check_sizes("conv_input_grad", weight.shape, dy.shape, input_shape)
     dx = launch.empty(input_shape, dy.dtype, dy)
     dy, weight = launch.contiguous(dy), launch.contiguous(weight)
     for vertical in _residues(height, taps_h, stride[0], padding[0][0], dilation[0]):
@@ -177,19 +177,19 @@ def conv2d_input_grad(
     return dx
 
 
-def conv2d_weight_grad(
+def conv_weight_grad(
     dy: Array,
     x: Array,
-    weight_shape: Shape,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    weight_shape: Sizes,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
     groups: int,
 ) -> Array:
     images, _, out_h, out_w = dy.shape
     filters, channels, *taps = weight_shape
     rows, columns, pixels = filters // groups, channels * math.prod(taps), images * out_h * out_w
-    _check_sizes("conv2d_weight_grad", weight_shape, dy.shape, x.shape)
+    _check_sizes("conv_weight_grad", weight_shape, dy.shape, x.shape)
     dw = launch.empty(weight_shape, dy.dtype, dy)
     if dw.size == 0 or pixels == 0:
         dw.fill(0)
@@ -295,7 +295,7 @@ def _part(pixels: int, blocks: int, bytes_of_split: int) -> int:
     return divide_up(divide_up(pixels, splits), _DEPTH) * _DEPTH
 
 
-def _check_sizes(operation: str, weight: Shape, *images: Shape) -> None:
+def _check_sizes(operation: str, weight: Sizes, *images: Sizes) -> None:
     sizes = {"an image": max(math.prod(shape[1:]) for shape in images), "the weight": math.prod(weight)}
     for name, size in sizes.items():
         if size > _MOST_ELEMENTS:

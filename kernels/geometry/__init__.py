@@ -4,21 +4,34 @@ Nothing here touches an array: each function takes shapes and settings, raises V
 operation, what it got and what it wanted, and returns the shape of the result.
 """
 
+from .batch_norm import batch_norm, channel_runs
 from .checks import Padding, Pair, Shape
-from .conv import conv2d, conv2d_grad
+from .conv import Pads, Sizes, conv, conv_grad, conv_name
+from .optimizer import adam, grad_norm, optimizer, sgd
 from .pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_offsets, max_pool2d_scatter
+from .softmax import softmax
 from .softmax_cross_entropy import softmax_cross_entropy
 
 __all__ = [
     "Padding",
+    "Pads",
     "Pair",
     "Shape",
+    "Sizes",
+    "adam",
     "avg_pool2d",
     "avg_pool2d_grad",
-    "conv2d",
-    "conv2d_grad",
+    "batch_norm",
+    "channel_runs",
+    "conv",
+    "conv_grad",
+    "conv_name",
+    "grad_norm",
     "max_pool2d",
     "max_pool2d_offsets",
     "max_pool2d_scatter",
+    "optimizer",
+    "sgd",
+    "softmax",
     "softmax_cross_entropy",
 ]

@@ -1,37 +1,46 @@
-"""Shapes and settings of conv."""
+"""Shapes and settings of convolution of one, two or three axes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from .checks import AXES, Padding, Pair, Shape, check_pair, check_rank, check_same, is_int, is_pair
+from .checks import is_int, is_pair
+
+Sizes = tuple[int, ...]
+Pads = tuple[tuple[int, int], ...]
+
+_AXES = ("depth", "height", "width")
+_IMAGES = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
+_FILTERS = ("(K, C / groups, S)", "(K, C / groups, R, S)", "(K, C / groups, T, R, S)")
+_SIDES = ("((left, right),)", "((top, bottom), (left, right))", "((front, back), (top, bottom), (left, right))")
+_NUMBERS = ("one integer", "two integers", "three integers")
 
 
-def conv2d(
+def conv_name(stride: Any, suffix: str = "") -> str:
+    """What a convolution with this stride is called in errors."""
+    rank = len(stride) if isinstance(stride, tuple) else 0
+    return f"conv{rank}d{suffix}" if 1 <= rank <= 3 else f"conv{suffix}"
+
+
+def conv(
     x_shape: Sequence[int],
     weight_shape: Sequence[int],
     bias_shape: Sequence[int] | None,
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
     groups: int,
-    operation: str = "conv2d",
-) -> Shape:
-    """Shape (N, K, P, Q) of the convolution of (N, C, H, W) with (K, C / groups, R, S)."""
-    check_rank(operation, "input", x_shape, "(N, C, H, W)")
-    check_rank(operation, "weight", weight_shape, "(K, C / groups, R, S)")
-    check_pair(operation, "stride", stride, 1)
-    check_pair(operation, "dilation", dilation, 1)
-    if not (isinstance(padding, tuple) and len(padding) == 2 and is_pair(padding[0], 0) and is_pair(padding[1], 0)):
-        raise ValueError(
-            f"{operation}: padding must be ((top, bottom), (left, right)) of integers that are not negative, "
-            f"got {padding!r}"
-        )
-    if not is_int(groups) or groups < 1:
-        raise ValueError(f"{operation}: groups must be a positive integer, got {groups!r}")
-    n, c, h, w = x_shape
-    k, c_group, r, s = weight_shape
-    if k < 1 or r < 1 or s < 1:
+    suffix: str = "",
+) -> Sizes:
+    """Shape (N, K, *outputs) of the convolution of (N, C, *sizes) with (K, C / groups, *taps)."""
+    operation = conv_name(stride, suffix)
+    rank = _check_settings(operation, stride, padding, dilation, groups)
+    _check_rank(operation, "input", x_shape, _IMAGES[rank - 1])
+    _check_rank(operation, "weight", weight_shape, _FILTERS[rank - 1])
+    n, c, *sizes = x_shape
+    k, c_group, *taps = weight_shape
+    if min(k, *taps) < 1:
         raise ValueError(
             f"{operation}: weight needs at least one filter and one tap, got the shape {tuple(weight_shape)}"
         )
@@ -51,27 +60,58 @@ def conv2d(
             f"{operation}: bias must have the shape ({k},), one per output channel, got {tuple(bias_shape)}"
         )
     out = []
-    for axis, size, taps, step, pads, gap in zip(AXES, (h, w), (r, s), stride, padding, dilation, strict=True):
-        extent = gap * (taps - 1) + 1
+    for axis, size, count, step, pads, gap in zip(_AXES[-rank:], sizes, taps, stride, padding, dilation, strict=True):
+        extent = gap * (count - 1) + 1
         padded = size + pads[0] + pads[1]
         if extent > padded:
             raise ValueError(
-                f"{operation}: the kernel is larger than the padded input: {axis} {extent} (kernel {taps}, "
+                f"{operation}: the kernel is larger than the padded input: {axis} {extent} (kernel {count}, "
                 f"dilation {gap}) over {padded} (input {size}, padding {pads[0]} and {pads[1]})"
             )
         out.append((padded - extent) // step + 1)
-    return n, k, out[0], out[1]
+    return (n, k, *out)
 
 
-def conv2d_grad(
-    operation: str,
+def conv_grad(
+    suffix: str,
     dy_shape: Sequence[int],
     x_shape: Sequence[int],
     weight_shape: Sequence[int],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
     groups: int,
 ) -> None:
     """Check that `dy_shape` is the shape of the convolution's result."""
-    check_same(operation, dy_shape, conv2d(x_shape, weight_shape, None, stride, padding, dilation, groups, operation))
+    wanted = conv(x_shape, weight_shape, None, stride, padding, dilation, groups, suffix)
+    if tuple(dy_shape) != wanted:
+        raise ValueError(
+            f"{conv_name(stride, suffix)}: the gradient must have the shape {wanted} of the result, "
+            f"got {tuple(dy_shape)}"
+        )
+
+
+def _check_settings(operation: str, stride: Sizes, padding: Pads, dilation: Sizes, groups: int) -> int:
+    """Check what does not depend on shapes; the number of axes."""
+    rank = len(stride) if isinstance(stride, tuple) else 0
+    if not 1 <= rank <= 3 or not _are_ints(stride, rank):
+        raise ValueError(f"{operation}: stride must be one to three integers of at least 1, got {stride!r}")
+    if not _are_ints(dilation, rank):
+        raise ValueError(f"{operation}: dilation must be {_NUMBERS[rank - 1]} of at least 1, got {dilation!r}")
+    sided = isinstance(padding, tuple) and len(padding) == rank
+    if not sided or not all(is_pair(pads, 0) for pads in padding):
+        raise ValueError(
+            f"{operation}: padding must be {_SIDES[rank - 1]} of integers that are not negative, got {padding!r}"
+        )
+    if not is_int(groups) or groups < 1:
+        raise ValueError(f"{operation}: groups must be a positive integer, got {groups!r}")
+    return rank
+
+
+def _are_ints(value: Any, count: int) -> bool:
+    return isinstance(value, tuple) and len(value) == count and all(map(is_int, value)) and min(value) >= 1
+
+
+def _check_rank(operation: str, name: str, shape: Sequence[int], wanted: str) -> None:
+    if len(shape) != wanted.count(",") + 1 or not all(map(is_int, shape)) or min(shape) < 0:
+        raise ValueError(f"{operation}: {name} must have the shape {wanted}, got {tuple(shape)}")

@@ -1,60 +1,76 @@
-"""Convolution."""
+"""Convolution of one, two or three axes; their number is that of the strides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from .. import geometry
-from ..geometry import Padding, Pair
+from ..geometry import Pads, Sizes
 from .checks import Array, check_arrays, side
 
 
-def conv2d(
+def conv(
     x: Array,
     weight: Array,
-    bias: Array | None = None,
-    stride: Pair = (1, 1),
-    padding: Padding = ((0, 0), (0, 0)),
-    dilation: Pair = (1, 1),
-    groups: int = 1,
+    bias: Array | None,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
+    groups: int,
 ) -> Array:
-    """Convolve (N, C, H, W) with (K, C / groups, R, S) to (N, K, P, Q).
+    """Convolve (N, C, *sizes) with (K, C / groups, *taps), and add a bias (K,) or None, to (N, K, *outputs).
 
-    `padding` is ((top, bottom), (left, right)).
+    `padding` is (before, after) for each axis, such as ((top, bottom), (left, right)).
     """
-    check_arrays("conv2d", x=x, weight=weight, bias=bias)
+    check_arrays(geometry.conv_name(stride), x=x, weight=weight, bias=bias)
     bias_shape = None if bias is None else bias.shape
-    geometry.conv2d(x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
-    return side(x).conv2d(x, weight, bias, stride, padding, dilation, groups)
+    geometry.conv(x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
+    if len(stride) > 1:
+        return side(x).conv(x, weight, bias, stride, padding, dilation, groups)
+    settings = _as_images(stride, padding, dilation)
+    return side(x).conv(x[:, :, None], weight[:, :, None], bias, *settings, groups)[:, :, 0]
 
 
-def conv2d_input_grad(
+def conv_input_grad(
     dy: Array,
     weight: Array,
     input_shape: Sequence[int],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
     groups: int,
 ) -> Array:
-    """The gradient of `conv2d` with respect to x, of the shape `input_shape`."""
-    check_arrays("conv2d_input_grad", dy=dy, weight=weight)
+    """The gradient of `conv` with respect to x, of the shape `input_shape`."""
+    check_arrays(geometry.conv_name(stride, "_input_grad"), dy=dy, weight=weight)
     shape = tuple(input_shape)
-    geometry.conv2d_grad("conv2d_input_grad", dy.shape, shape, weight.shape, stride, padding, dilation, groups)
-    return side(dy).conv2d_input_grad(dy, weight, shape, stride, padding, dilation, groups)
+    geometry.conv_grad("_input_grad", dy.shape, shape, weight.shape, stride, padding, dilation, groups)
+    if len(stride) > 1:
+        return side(dy).conv_input_grad(dy, weight, shape, stride, padding, dilation, groups)
+    settings = _as_images(stride, padding, dilation)
+    shape = (*shape[:2], 1, shape[2])
+    return side(dy).conv_input_grad(dy[:, :, None], weight[:, :, None], shape, *settings, groups)[:, :, 0]
 
 
-def conv2d_weight_grad(
+def conv_weight_grad(
     dy: Array,
     x: Array,
     weight_shape: Sequence[int],
-    stride: Pair,
-    padding: Padding,
-    dilation: Pair,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
     groups: int,
 ) -> Array:
-    """The gradient of `conv2d` with respect to weight, of the shape `weight_shape`."""
-    check_arrays("conv2d_weight_grad", dy=dy, x=x)
+    """The gradient of `conv` with respect to weight, of the shape `weight_shape`."""
+    check_arrays(geometry.conv_name(stride, "_weight_grad"), dy=dy, x=x)
     shape = tuple(weight_shape)
-    geometry.conv2d_grad("conv2d_weight_grad", dy.shape, x.shape, shape, stride, padding, dilation, groups)
-    return side(dy).conv2d_weight_grad(dy, x, shape, stride, padding, dilation, groups)
+    geometry.conv_grad("_weight_grad", dy.shape, x.shape, shape, stride, padding, dilation, groups)
+    if len(stride) > 1:
+        return side(dy).conv_weight_grad(dy, x, shape, stride, padding, dilation, groups)
+    settings = _as_images(stride, padding, dilation)
+    shape = (*shape[:2], 1, shape[2])
+    return side(dy).conv_weight_grad(dy[:, :, None], x[:, :, None], shape, *settings, groups)[:, :, 0]
+
+
+def _as_images(stride: Sizes, padding: Pads, dilation: Sizes) -> tuple[Sizes, Pads, Sizes]:
+    """The settings of one axis for images of height 1."""
+    return (1, *stride), ((0, 0), *padding), (1, *dilation)

@@ -2,7 +2,7 @@
 
 from ...engine.operations.joining import pad
 from .activation import log_softmax, logsigmoid, one_hot, relu, relu_, sigmoid, softmax, tanh
-from .conv import conv2d
+from .conv import conv1d, conv2d, conv3d
 from .dropout import dropout
 from .linear import linear
 from .loss import binary_cross_entropy_with_logits, cross_entropy, mse_loss, nll_loss
@@ -13,7 +13,9 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "binary_cross_entropy_with_logits",
+    "conv1d",
     "conv2d",
+    "conv3d",
     "cross_entropy",
     "dropout",
     "linear",

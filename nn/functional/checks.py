@@ -17,38 +17,45 @@ def check_tensor(operation: str, name: str, value: Any) -> Tensor:
     return value
 
 
+def per_axis(operation: str, name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
+    """An int, or a sequence of one or of `axes` of them, as one for each axis."""
+    if type(value) is int and value >= least:
+        return (value,) * axes
+    wanted = "an integer or " + ("a sequence of one", "a pair of them", "a triple of them")[axes - 1]
+    if hasattr(value, "__index__"):
+        value = (value,) * axes
+    elif isinstance(value, tuple | list):
+        value = tuple(value) * (axes if len(value) == 1 else 1)
+    else:
+        raise TypeError(f"{operation}: {name} must be {wanted}, got {value!r}")
+    if len(value) != axes or not all(hasattr(item, "__index__") and not isinstance(item, bool) for item in value):
+        raise ValueError(f"{operation}: {name} must be {wanted}, got {value!r}")
+    if min(value) < least:
+        raise ValueError(f"{operation}: {name} must be at least {least}, got {value if axes > 1 else value[0]}")
+    return tuple(item.__index__() for item in value)
+
+
 def pair(operation: str, name: str, value: Any, least: int) -> Pair:
     """An int, or a sequence of one or two, as (height, width)."""
-    if type(value) is int and value >= least:
-        return value, value
-    if hasattr(value, "__index__"):
-        value = (value, value)
-    elif isinstance(value, tuple | list):
-        value = tuple(value) * (2 if len(value) == 1 else 1)
-    else:
-        raise TypeError(f"{operation}: {name} must be an integer or a pair of them, got {value!r}")
-    if len(value) != 2 or not all(hasattr(item, "__index__") and not isinstance(item, bool) for item in value):
-        raise ValueError(f"{operation}: {name} must be an integer or a pair of them, got {value!r}")
-    if min(value) < least:
-        raise ValueError(f"{operation}: {name} must be at least {least}, got {value}")
-    return value[0].__index__(), value[1].__index__()
+    height, width = per_axis(operation, name, value, 2, least)
+    return height, width
 
 
 def sides(
-    operation: str, padding: Any, kernel_size: tuple[int, ...], stride: Pair, dilation: Pair
-) -> tuple[Pair, Pair]:
-    """Padding given as an int, a pair, "same" or "valid" as ((top, bottom), (left, right))."""
+    operation: str, padding: Any, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Pair, ...]:
+    """Padding given as an int, one for each axis, "same" or "valid" as (before, after) of each axis."""
     if not isinstance(padding, str):
-        height, width = pair(operation, "padding", padding, least=0)
-        return (height, height), (width, width)
+        return tuple((pad, pad) for pad in per_axis(operation, "padding", padding, len(stride), least=0))
     if padding == "valid":
-        return (0, 0), (0, 0)
+        return ((0, 0),) * len(stride)
     if padding != "same":
-        raise ValueError(f'{operation}: padding must be an int, a pair, "same" or "valid", got {padding!r}')
-    if stride != (1, 1):
+        numbers = ("a sequence of one", "a pair", "a triple")[len(stride) - 1]
+        raise ValueError(f'{operation}: padding must be an int, {numbers}, "same" or "valid", got {padding!r}')
+    if set(stride) != {1}:
         raise ValueError(f'{operation}: padding="same" needs stride 1, got stride {stride}')
-    total_h, total_w = (gap * (taps - 1) for gap, taps in zip(dilation, kernel_size, strict=True))
-    return (total_h // 2, total_h - total_h // 2), (total_w // 2, total_w - total_w // 2)
+    totals = [gap * (taps - 1) for gap, taps in zip(dilation, kernel_size, strict=True)]
+    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 def check_reduction(operation: str, reduction: str) -> None:
@@ -65,14 +72,18 @@ def check_probability(operation: str, p: Any, name: str = "p") -> None:
         raise ValueError(f"{operation}: {name} must be between 0 and 1, got {p}")
 
 
-def with_batch(operation: str, input: Tensor) -> tuple[Tensor, bool]:
-    """`input` as (N, C, H, W), and whether it was one image (C, H, W) to which the batch had to be added."""
+_AXES = ("L", "H, W", "D, H, W")
+
+
+def with_batch(operation: str, input: Tensor, axes: int = 2) -> tuple[Tensor, bool]:
+    """`input` as (N, C, *sizes), and whether it was one image (C, *sizes) to which the batch had to be added."""
     check_tensor(operation, "input", input)
-    if input.ndim == 4:
+    if input.ndim == axes + 2:
         return input, False
-    if input.ndim == 3:
+    if input.ndim == axes + 1:
         return input.unsqueeze(0), True
-    raise ValueError(f"{operation}: input must have the shape (N, C, H, W) or (C, H, W), got {input.shape}")
+    names = _AXES[axes - 1]
+    raise ValueError(f"{operation}: input must have the shape (N, C, {names}) or (C, {names}), got {input.shape}")
 
 
 def positive(operation: str, name: str, value: Any, least: int = 1) -> int:
