@@ -8,61 +8,95 @@ from typing import Any
 
 import numpy as np
 
+from .. import kernels
 from ..engine import Tensor
-from ..engine.backend import array_module, transfer
-from ..engine.dtypes import is_half
+from ..engine.backend import Device, device_of, transfer
 from ..engine.tensor import wrap
 
+Tensors = Tensor | Iterable[Tensor]
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    tensors = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [tensor.grad for tensor in tensors if tensor.grad is not None]
+
+def get_total_norm(tensors: Tensors, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    """The norm of all elements of all tensors together; float64 if any tensor is, else float32.
+
+    On a GPU nothing waits unless `error_if_nonfinite`.
+    """
+    arrays = [tensor._data for tensor in ([tensors] if isinstance(tensors, Tensor) else tensors)]
+    return wrap(_total_norm("get_total_norm", arrays, norm_type, error_if_nonfinite))
+
+
+def clip_grads_with_norm_(parameters: Tensors, max_norm: float, total_norm: Tensor) -> None:
+    """Scale all gradients by max_norm / (total_norm + 1e-6) where that is less than 1."""
+    gradients = _gradients(parameters)
+    limit = float(max_norm)
+    for device, same in _by_device(gradients).items():
+        kernels.clip_grads([gradient._data for gradient in same], limit, transfer(total_norm._data, device))
+    _count_changes(gradients)
 
 
 def clip_grad_norm_(
-    parameters: Tensor | Iterable[Tensor],
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
+    parameters: Tensors, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> Tensor:
     """Scale all gradients so that their norm, taken together, is at most `max_norm`; returns the norm before.
 
     The norm of half types is float32. On a GPU nothing waits unless `error_if_nonfinite`.
     """
-    order = float(norm_type)
-    if not order > 0:
-        raise ValueError(f"clip_grad_norm_: norm_type must be positive, got {norm_type}")
-    gradients = _gradients(parameters)
-    if not gradients:
-        return wrap(np.zeros((), np.float32))
-    module, device = array_module(gradients[0]._data), gradients[0].device
-    norms = module.stack([transfer(_norm(module, gradient._data, order), device) for gradient in gradients])
-    total = _norm(module, norms, order)
-    if error_if_nonfinite and not math.isfinite(total.item()):
-        raise RuntimeError(f"clip_grad_norm_: the norm of the gradients is {total.item()}; nothing was changed")
-    factor = np.minimum(float(max_norm) / (total + 1e-6), 1.0)
-    for gradient in gradients:
-        array = gradient._data
-        np.multiply(array, transfer(module.asarray(factor), gradient.device), out=array, casting="unsafe")
-        gradient._versions[0] += 1
-    return wrap(total)
+    tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    gradients = _gradients(tensors)
+    arrays = [gradient._data for gradient in gradients]
+    if not arrays or error_if_nonfinite or len(_by_device(gradients)) > 1:
+        total = wrap(_total_norm("clip_grad_norm_", arrays, norm_type, error_if_nonfinite))
+        clip_grads_with_norm_(tensors, max_norm, total)
+        return total
+    _check_order("clip_grad_norm_", norm_type)
+    total = wrap(kernels.clip_grad_norm(arrays, float(max_norm), float(norm_type)))
+    _count_changes(gradients)
+    return total
 
 
-def _norm(module: Any, array: Any, order: float) -> Any:
-    """The norm of all elements as a 0-d array; halves in float32."""
-    flat = (array.astype(np.float32) if is_half(array.dtype) else array).reshape(-1)
-    if order == 2:
-        return module.asarray(module.sqrt(module.dot(flat, flat)))
-    flat = abs(flat)
-    if order == math.inf:
-        return module.asarray(flat.max() if flat.size else flat.sum())
-    return module.asarray((flat**order).sum() ** (1 / order))
-
-
-def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+def clip_grad_value_(parameters: Tensors, clip_value: float) -> None:
     """Limit each element of all gradients to ±clip_value."""
     limit = float(clip_value)
     for gradient in _gradients(parameters):
         array = gradient._data
         array[...] = np.clip(array, array.dtype.type(-limit), array.dtype.type(limit))
         gradient._versions[0] += 1
+
+
+def _gradients(parameters: Tensors) -> list[Tensor]:
+    tensors = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [tensor.grad for tensor in tensors if tensor.grad is not None]
+
+
+def _by_device(tensors: list[Tensor]) -> dict[Device, list[Tensor]]:
+    found: dict[Device, list[Tensor]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.device, []).append(tensor)
+    return found
+
+
+def _total_norm(name: str, arrays: list[Any], norm_type: float, error_if_nonfinite: bool) -> Any:
+    """The norm as a 0-d array on the first array's device."""
+    _check_order(name, norm_type)
+    if not arrays:
+        return np.zeros((), np.float32)
+    order = float(norm_type)
+    devices: dict[Device, list[Any]] = {}
+    for array in arrays:
+        devices.setdefault(device_of(array), []).append(array)
+    first = next(iter(devices))
+    norms = [transfer(kernels.grad_norm(same, order), first) for same in devices.values()]
+    total = norms[0] if len(norms) == 1 else kernels.grad_norm(norms, order)
+    if error_if_nonfinite and not math.isfinite(total.item()):
+        raise RuntimeError(f"{name}: the norm of the gradients is {total.item()}; nothing was changed")
+    return total
+
+
+def _check_order(name: str, norm_type: float) -> None:
+    if not float(norm_type) > 0:
+        raise ValueError(f"{name}: norm_type must be positive, got {norm_type}")
+
+
+def _count_changes(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        tensor._versions[0] += 1

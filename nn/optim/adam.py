@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
+from ... import kernels
+from ...engine import Tensor
 from .optimizer import Group, Optimizer, check_number, zeros_for
 
 
@@ -45,44 +45,37 @@ class Adam(Optimizer):
         for i, beta in enumerate(group["betas"]):
             check_number(name, f"betas[{i}]", beta, below=1.0)
 
-    def update(self, group: Group, state: dict[str, Any], param: Any, grad: Any) -> None:
-        if "step" not in state:
-            state["step"] = 0
-            state["exp_avg"] = zeros_for(param)
-            state["exp_avg_sq"] = zeros_for(param)
-        if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = zeros_for(param)
-        state["step"] += 1
+    def update(self, group: Group, params: list[Tensor]) -> None:
+        amsgrad = group["amsgrad"]
+        by_step: defaultdict[int, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
+        for parameter in params:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = 0
+                state["exp_avg"] = zeros_for(parameter)
+                state["exp_avg_sq"] = zeros_for(parameter)
+            if amsgrad and "max_exp_avg_sq" not in state:
+                state["max_exp_avg_sq"] = zeros_for(parameter)
+            by_step[state["step"] + 1].append((parameter, state))
         beta1, beta2 = group["betas"]
-        lr, decay = group["lr"], group["weight_decay"]
-        # sqrt(v / c) + eps = (sqrt(v) + eps · sqrt(c)) / sqrt(c): the correction c of v goes into numbers.
-        root = math.sqrt(1 - beta2 ** state["step"])
-        size, eps = lr * root / (1 - beta1 ** state["step"]), group["eps"] * root
-        arrays = [param, grad, state["exp_avg"]._data, state["exp_avg_sq"]._data]
-        if group["amsgrad"]:
-            arrays.append(state["max_exp_avg_sq"]._data)
-        for p, g, m, v, *rest in self.pieces(arrays, 2):
-            work, changed = rest[-2:]
-            if decay and self.decoupled:
-                np.multiply(p, 1 - lr * decay, p)
-            if group["maximize"]:
-                g = np.negative(g, changed)
-            if decay and not self.decoupled:
-                g = np.add(g, np.multiply(p, decay, work), changed)
-            np.subtract(g, m, work)
-            np.multiply(work, 1 - beta1, work)
-            np.add(m, work, m)
-            np.multiply(g, g, work)
-            np.multiply(work, 1 - beta2, work)
-            np.multiply(v, beta2, v)
-            np.add(v, work, v)
-            if group["amsgrad"]:
-                v = np.maximum(rest[0], v, out=rest[0])
-            np.sqrt(v, work)
-            np.add(work, eps, work)
-            np.divide(m, work, work)
-            np.multiply(work, size, work)
-            np.subtract(p, work, p)
+        for step, known in by_step.items():
+            kernels.adam(
+                [parameter._data for parameter, _ in known],
+                [parameter._grad._data for parameter, _ in known],  # type: ignore[union-attr]
+                [state["exp_avg"]._data for _, state in known],
+                [state["exp_avg_sq"]._data for _, state in known],
+                [state["max_exp_avg_sq"]._data for _, state in known] if amsgrad else None,
+                step,
+                group["lr"],
+                beta1,
+                beta2,
+                group["eps"],
+                group["weight_decay"],
+                self.decoupled,
+                group["maximize"],
+            )
+            for _, state in known:
+                state["step"] = step
 
 
 class AdamW(Adam):

@@ -41,8 +41,8 @@ class Optimizer:
     def check(self, group: Group) -> None:
         """Raise where a setting of `group` makes no sense."""
 
-    def update(self, group: Group, state: dict[str, Any], param: Any, grad: Any) -> None:
-        """Change the array `param` by its gradient, and `state` with it."""
+    def update(self, group: Group, params: list[Tensor]) -> None:
+        """Change `params`, which have gradients, one dtype and one device, and what is remembered for them."""
         raise NotImplementedError(f"{type(self).__name__}.update")
 
     def add_param_group(self, param_group: Group) -> None:
@@ -84,26 +84,28 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        changing = [
-            (group, parameter)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        for _, parameter in changing:
-            self._check_gradient(parameter)
-        for group, parameter in changing:
-            self.update(group, self.state[parameter], parameter._data, parameter.grad._data)
-            parameter._versions[0] += 1
+        changing = [(group, params) for group in self.param_groups for params in self._with_gradients(group)]
+        for group, params in changing:
+            self.update(group, params)
+            for parameter in params:
+                parameter._versions[0] += 1
         return loss
 
-    def _check_gradient(self, parameter: Tensor) -> None:
-        array, grad = parameter._data, parameter.grad._data  # type: ignore[union-attr]
-        if grad.shape != array.shape or grad.dtype != array.dtype:
-            raise RuntimeError(
-                f"{type(self).__name__}: a parameter of shape {array.shape} and dtype {array.dtype} has a "
-                f"gradient of shape {grad.shape} and dtype {grad.dtype}"
-            )
+    def _with_gradients(self, group: Group) -> Iterable[list[Tensor]]:
+        """The parameters that have a gradient, those of one dtype and device together."""
+        alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            grad = parameter._grad
+            if grad is None:
+                continue
+            array, given = parameter._data, grad._data
+            if given.shape != array.shape or given.dtype != array.dtype:
+                raise RuntimeError(
+                    f"{type(self).__name__}: a parameter of shape {array.shape} and dtype {array.dtype} has a "
+                    f"gradient of shape {given.shape} and dtype {given.dtype}"
+                )
+            alike[array.dtype, None if isinstance(array, np.ndarray) else array.device.id].append(parameter)
+        return alike.values()
 
     # ---- arrays
 
@@ -209,9 +211,9 @@ def _loaded(name: str, key: str, value: Any, parameter: Tensor) -> Any:
     return wrap(transfer(value, parameter.device).astype(parameter.dtype))
 
 
-def zeros_for(param: Any) -> Tensor:
+def zeros_for(parameter: Tensor) -> Tensor:
     """State that begins at zero."""
-    return wrap(np.zeros_like(param, order="C"))
+    return wrap(np.zeros_like(parameter._data, order="C"))
 
 
 def check_number(optimizer: str, name: str, value: Any, least: float = 0.0, below: float = float("inf")) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
+from ... import kernels
+from ...engine import Tensor
 from .optimizer import Group, Optimizer, check_number, zeros_for
 
 
@@ -43,24 +43,27 @@ class SGD(Optimizer):
                 f"dampening={group['dampening']}"
             )
 
-    def update(self, group: Group, state: dict[str, Any], param: Any, grad: Any) -> None:
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        arrays = [param, grad]
-        first = False
-        if momentum:
-            buffer = state.get("momentum_buffer")
-            if first := buffer is None:
-                buffer = state["momentum_buffer"] = zeros_for(param)
-            arrays.append(buffer._data)
-        for p, g, *rest in self.pieces(arrays, 2):
-            changed, work = rest[-2:]
-            if group["maximize"]:
-                g = np.negative(g, changed)
-            if decay:
-                g = np.add(g, np.multiply(p, decay, work), changed)
-            if momentum:
-                v = rest[0]
-                np.multiply(v, momentum, v)
-                np.add(v, g if first else np.multiply(g, 1 - group["dampening"], work), v)
-                g = np.add(g, np.multiply(v, momentum, work), work) if group["nesterov"] else v
-            np.subtract(p, np.multiply(g, lr, work), p)
+    def update(self, group: Group, params: list[Tensor]) -> None:
+        if not group["momentum"]:
+            self._step(group, params, None, first=False)
+            return
+        new = [parameter for parameter in params if self.state[parameter].get("momentum_buffer") is None]
+        for parameter in new:
+            self.state[parameter]["momentum_buffer"] = zeros_for(parameter)
+        begun = set(new)
+        for first, alike in ((True, new), (False, [p for p in params if p not in begun])):
+            self._step(group, alike, [self.state[p]["momentum_buffer"]._data for p in alike], first)
+
+    def _step(self, group: Group, params: list[Tensor], buffers: list[Any] | None, first: bool) -> None:
+        kernels.sgd(
+            [parameter._data for parameter in params],
+            [parameter._grad._data for parameter in params],  # type: ignore[union-attr]
+            buffers,
+            first,
+            group["lr"],
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+            group["maximize"],
+        )

@@ -1,0 +1,144 @@
+"""Optimizers on CUDA: the numbers of a step and the launches of src/optimizer.cu."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import launch
+from .launch import Kernel
+from .multi_tensor import BLOCK, Array, batches, contiguous
+
+Arrays = Sequence[Array]
+
+_SOURCE = "optimizer.cu"
+
+_SGD = np.dtype(
+    [
+        *((name, np.float64) for name in ("lr", "momentum", "taken", "weight_decay", "grad_factor")),
+        *((name, np.int32) for name in ("nesterov", "first", "skip")),
+    ],
+    align=True,
+)
+_ADAM = np.dtype(
+    [
+        *((name, np.float64) for name in ("lr", "beta1", "beta2", "taken1", "taken2", "correction1", "root2")),
+        *((name, np.float64) for name in ("eps", "weight_decay", "grad_factor")),
+        *((name, np.int32) for name in ("decoupled", "skip")),
+    ],
+    align=True,
+)
+_SGD_NUMBERS = Kernel(_SOURCE, "sgd_numbers")
+_ADAM_NUMBERS = Kernel(_SOURCE, "adam_numbers")
+
+
+def _sgd(scalar: str, momentum: bool) -> Kernel:
+    return Kernel(_SOURCE, f"sgd<{scalar}, {str(momentum).lower()}>")
+
+
+def _adam(scalar: str, amsgrad: bool) -> Kernel:
+    return Kernel(_SOURCE, f"adam<{scalar}, {str(amsgrad).lower()}>")
+
+
+def sgd(
+    params: Arrays,
+    grads: Arrays,
+    momentum_buffers: Arrays | None,
+    first: bool,
+    lr: Any,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    grad_scale: Any = 1.0,
+    found_inf: Array | None = None,
+) -> None:
+    given = launch.struct(
+        _SGD,
+        lr=_value(lr),
+        momentum=momentum,
+        taken=1 - dampening,
+        weight_decay=weight_decay,
+        grad_factor=(-1 if maximize else 1) / _value(grad_scale),
+        nesterov=nesterov,
+        first=first,
+        skip=0,
+    )
+    replaced = _replaced(_SGD_NUMBERS, given, params[0], lr, grad_scale, found_inf)
+    kernel = _sgd(launch.c_type(params[0].dtype), momentum_buffers is not None)
+    lists = [params, grads] if momentum_buffers is None else [params, grads, momentum_buffers]
+    _run(kernel, lists, given, replaced)
+
+
+def adam(
+    params: Arrays,
+    grads: Arrays,
+    exp_avgs: Arrays,
+    exp_avg_sqs: Arrays,
+    max_exp_avg_sqs: Arrays | None,
+    step: Any,
+    lr: Any,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+    grad_scale: Any = 1.0,
+    found_inf: Array | None = None,
+) -> None:
+    count = _value(step)
+    given = launch.struct(
+        _ADAM,
+        lr=_value(lr),
+        beta1=beta1,
+        beta2=beta2,
+        taken1=1 - beta1,
+        taken2=1 - beta2,
+        correction1=1 - beta1**count,
+        root2=math.sqrt(1 - beta2**count),
+        eps=eps,
+        weight_decay=weight_decay,
+        grad_factor=(-1 if maximize else 1) / _value(grad_scale),
+        decoupled=decoupled,
+        skip=0,
+    )
+    replaced = _replaced(_ADAM_NUMBERS, given, params[0], lr, step, grad_scale, found_inf)
+    kernel = _adam(launch.c_type(params[0].dtype), max_exp_avg_sqs is not None)
+    lists = [params, grads, exp_avgs, exp_avg_sqs]
+    if max_exp_avg_sqs is not None:
+        lists.append(max_exp_avg_sqs)
+    _run(kernel, lists, given, replaced)
+
+
+def _value(number: Any) -> float:
+    """The number; 1 for an array, whose value is read on the device."""
+    return 1.0 if launch.launcher.is_array(number) else float(number)
+
+
+def _replaced(kernel: Kernel, given: np.ndarray, like: Array, *numbers: Any) -> Array | None:
+    """The numbers in device memory where one of them is an array, else None."""
+    places = [number.astype(np.float64, copy=False) if launch.launcher.is_array(number) else None for number in numbers]
+    if not any(place is not None for place in places):
+        return None
+    result = launch.empty((given.itemsize // 8,), np.float64, like)
+    launch.launch(kernel, (1,), (1,), (*places, result, given))
+    return result
+
+
+def _run(kernel: Kernel, lists: Sequence[Arrays], given: np.ndarray, replaced: Array | None) -> None:
+    """All lists but the gradients, at position 1, are changed."""
+    with contiguous(lists, [k for k in range(len(lists)) if k != 1]) as dense:
+        for struct, chunks, arrays in batches(dense):
+            launch.launch(kernel, (chunks,), (BLOCK,), (struct, replaced, given), reached=arrays)
+
+
+VARIANTS = [
+    _SGD_NUMBERS,
+    _ADAM_NUMBERS,
+    *(variant(scalar, more) for scalar in launch.FLOAT_TYPES for variant in (_sgd, _adam) for more in (False, True)),
+]
