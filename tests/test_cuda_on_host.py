@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from adjoint.kernels import cuda
 from adjoint.kernels.cuda import launch
 from cuda_on_host import (
     CudaOnHostError,
@@ -36,7 +37,8 @@ NAMES = [
         "convert<bfloat16, float>",
     ),
     *("optional", "block_sums", "reverse_rows", "warp_functions", "where_am_i", "uninitialized_shared<float>"),
-    *("missing_barrier", "missing_barrier_hidden_by_order", "divergent_barrier", "barriers_at_two_places"),
+    *("missing_barrier", "missing_barrier_hidden_by_order", "one_barrier_a_row", "divergent_barrier"),
+    "barriers_at_two_places",
     *("shuffle_without_all_lanes", "write_beyond_array", "write_beyond_shared"),
     *("write_beyond_shared_of_template<float>", "read_beyond_dynamic_shared", "signed_overflow"),
 ]
@@ -138,6 +140,41 @@ def test_new_arrays_and_dynamic_shared_memory_hold_nan():
         assert (y == -1).all()
 
 
+@needs_compiler
+@pytest.mark.skipif(sanitizing(), reason="touches pages here and there of more memory than there may be")
+def test_ends_of_an_array_beyond_2_31_elements():
+    planes, size = 33_000, 256
+    x = np.empty((1, planes, size, size), np.float16)
+    assert x.size > 2**31
+    rng = np.random.default_rng(0)
+    for plane in (0, -1):
+        x[0, plane] = rng.standard_normal((size, size))
+    with installed(HostLauncher(ends_only=2)):
+        y, offsets = cuda.max_pool2d(x, (2, 2), (2, 2))
+    # Two blocks of 256 threads, each of which makes at least one value.
+    for plane, rows in ((0, slice(0, 4)), (-1, slice(-4, None))):
+        windows = x[0, plane].reshape(128, 2, 128, 2).swapaxes(1, 2).reshape(128, 128, 4)[rows]
+        np.testing.assert_array_equal(y[0, plane, rows], windows.max(2))
+        np.testing.assert_array_equal(offsets[0, plane, rows], windows.argmax(2))
+
+
+@needs_compiler
+def test_chosen_blocks():
+    y = np.full(24 * 12, -1, np.int32)
+    with installed(HostLauncher(ends_only=lambda grid: [(grid[0] - 1, 0, 1), (0, 2, 0)])):
+        run("where_am_i", (4, 3, 2), (2, 3, 2), y)
+    blocks = y.reshape(24, 12)
+    assert np.flatnonzero((blocks >= 0).any(1)).tolist() == [8, 15]
+    np.testing.assert_array_equal(blocks[15], 15_000 + np.arange(12))
+    y[:] = -1
+    with installed(HostLauncher(ends_only=3)):
+        run("where_am_i", (4, 3, 2), (2, 3, 2), y)
+        assert np.flatnonzero((blocks >= 0).any(1)).tolist() == [0, 1, 2, 21, 22, 23]
+        run("where_am_i", (1,), (2, 3, 2), y)
+    with installed(HostLauncher(ends_only=lambda grid: [grid])), pytest.raises(ValueError, match="beyond the grid"):
+        run("where_am_i", (4, 3, 2), (2, 3, 2), y)
+
+
 # ---- mistakes are found
 
 
@@ -153,6 +190,21 @@ def test_a_missing_barrier_shows():
     with installed(HostLauncher(seed=1)):
         run("missing_barrier_hidden_by_order", (1,), (64,), x + 1, y)
         assert (y != x[np.arange(64) // 2] + 1).any()
+
+
+@needs_compiler
+def test_a_warp_that_is_held_back_shows_a_missing_second_barrier():
+    x = np.random.default_rng(0).standard_normal((16, 128)).astype(np.float32)
+
+    def wrong(seed):
+        sums = np.zeros((len(x), 4), np.float32)
+        with installed(HostLauncher(seed=seed)):
+            run("one_barrier_a_row", (1,), (128,), x, sums, np.int32(len(x)))
+        return not np.allclose(sums, x.sum(1)[:, None], atol=1e-4)
+
+    assert not wrong(None)
+    # A warp is held back in every other block.
+    assert 3 < sum(wrong(seed) for seed in range(16)) < 16
 
 
 @needs_compiler

@@ -82,6 +82,17 @@ __global__ void missing_barrier_hidden_by_order(const int* x, int* y) {
     y[threadIdx.x] = row[threadIdx.x / 2];
 }
 
+// Adds up rows of 128 values. A slow warp may read what a fast one has written of the next row.
+__global__ void one_barrier_a_row(const float* x, float* sums, int32 rows) {
+    __shared__ float of_warps[4];
+    for (int row = 0; row < rows; ++row) {
+        const float sum = warp_sum(x[row * blockDim.x + threadIdx.x]);
+        if (threadIdx.x % kWarpSize == 0) of_warps[threadIdx.x / kWarpSize] = sum;
+        __syncthreads();
+        sums[row * 4 + threadIdx.x / kWarpSize] = of_warps[0] + of_warps[1] + of_warps[2] + of_warps[3];
+    }
+}
+
 __global__ void divergent_barrier(int* y) {
     y[threadIdx.x] = 1;
     if (threadIdx.x < 40) __syncthreads();

@@ -75,11 +75,12 @@ struct State {
 };
 static State state;
 
+// xorshift64*: seeds that differ little give numbers that differ much.
 inline unsigned random_below(unsigned n) {
-    state.random ^= state.random << 13;
-    state.random ^= state.random >> 7;
-    state.random ^= state.random << 17;
-    return unsigned((state.random >> 11) % n);
+    state.random ^= state.random >> 12;
+    state.random ^= state.random << 25;
+    state.random ^= state.random >> 27;
+    return unsigned((state.random * 0x2545f4914f6cdd1dull >> 33) % n);
 }
 
 inline unsigned char* dynamic_shared() { return state.shared; }
@@ -355,7 +356,7 @@ inline void choose_blocks(const Launch& launch) {
 inline const char* run_grid(const Launch& launch, void (*body)(const void*), const void* context) {
     gridDim = {launch.grid[0], launch.grid[1], launch.grid[2]};
     blockDim = {launch.block[0], launch.block[1], launch.block[2]};
-    state.random = launch.seed;
+    state.random = launch.seed * 0x9e3779b97f4a7c15ull;  // odd, so that only 0 is 0
     state.body = body, state.context = context;
     state.error.clear();
     state.threads.resize(size_t(blockDim.x) * blockDim.y * blockDim.z);
