@@ -22,6 +22,7 @@ from cuda_on_host import (
 
 # The package has a function of the same name.
 module = import_module("adjoint.kernels.cuda.softmax_cross_entropy")
+rows = import_module("adjoint.kernels.cuda.rows")
 
 cuda_device = device_fixture()
 
@@ -309,12 +310,29 @@ def test_parity_of_views(cuda_device, setting, classes):
 
 @pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4], SETTINGS[6]], ids=lambda setting: setting.name)
 def test_parity_of_blocks_that_take_several_rows(cuda_device, setting, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_BLOCKS", 2)
+    monkeypatch.setattr(rows, "MOST_BLOCKS", 2)
     monkeypatch.setattr(module, "_MOST_DENOMINATORS", 2)
     for shape in ((2500, 3), (23, 300), (7, 1100), (5, 34_000)):
         given = inputs_of(shape, "float32", setting)
         for actual, expected in zip(given.on(cuda_device, "mean"), by_definition(given, "mean"), strict=True):
             assert_close(actual, expected, "float32")
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("classes", [3, 10, 700, 4097, 20_000, 40_001])
+@pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4], SETTINGS[7]], ids=lambda setting: setting.name)
+def test_parity_of_the_gradient_in_place(cuda_device, setting, classes, dtype):
+    given = inputs_of((5, classes), dtype, setting)
+    loss, grad = given.on(cuda_device)
+    put = cuda_device.put
+    logits = put(given.logits.copy())
+    weight = None if given.weight is None else put(given.weight)
+    same_loss, same_grad = softmax_cross_entropy(
+        logits, put(given.target), weight, given.ignore_index, given.smoothing, "none", True, inplace_grad=True
+    )
+    assert same_grad is logits
+    np.testing.assert_array_equal(cuda_device.get(same_loss), loss)
+    np.testing.assert_array_equal(cuda_device.get(logits), grad)
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -356,16 +374,21 @@ def test_results_are_the_same_bits_in_every_order(setting, classes):
         (10, "rows<float, false, 8>", 2),
         (253, "rows<float, false, 8>", 32),
         (254, "rows<float, false, 32>", 32),
+        (256, "rows<float, false, 8>", 32),
         (1021, "rows<float, false, 32>", 32),
         (1022, "rows<float, false, 32>", 64),
         (16381, "rows<float, false, 32>", 512),
         (16382, "rows<float, false, 64>", 288),
         (32765, "rows<float, false, 64>", 512),
         (32766, "long_rows<float, false>", 512),
+        (32768, "rows<float, false, 64>", 512),
     ],
 )
 def test_variants_by_the_number_of_classes(classes, variant, threads):
-    kernel, chosen_threads = module._choice(np.dtype(np.float32), False, classes)
+    memory = np.zeros(classes + 4, np.float32)
+    logits = memory[-memory.ctypes.data % 16 // 4 :][:classes].reshape(1, classes)
+    with installed(HostLauncher()):
+        kernel, chosen_threads = module._choice(logits, False)
     assert (kernel.name, chosen_threads) == (f"softmax_cross_entropy_{variant}", threads)
     assert kernel in module.VARIANTS
 

@@ -195,7 +195,7 @@ def test_any_strides():
 
 @pytest.mark.parametrize("soft, weighted, smoothing, reduction", SETTINGS[::3])
 def test_results_repeat_and_do_not_depend_on_threads(soft, weighted, smoothing, reduction, monkeypatch):
-    monkeypatch.setattr(module, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(module, "rows_of_a_piece", lambda classes, dtype: 14)
     logits, target, weight = operands(301, 17, soft, weighted, 3, np.float32)
     before = parallel.threads()
     results = []
@@ -212,7 +212,7 @@ def test_results_repeat_and_do_not_depend_on_threads(soft, weighted, smoothing, 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_scale(dtype, monkeypatch):
-    monkeypatch.setattr(module, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(module, "rows_of_a_piece", lambda classes, dtype: 3)
     grad = operands(9, 7, True, False)[0].astype(dtype)
     rows = np.linspace(-2, 2, 9).astype(dtype)
     for upstream in (np.array(1.5, dtype), np.array(1, dtype), rows, rows[::-1]):
@@ -226,6 +226,27 @@ def test_scale(dtype, monkeypatch):
     assert kernels.softmax_cross_entropy_scale(grad[:0], rows[:0]).shape == (0, 7)
     with pytest.raises(ValueError, match=r"upstream \(\) or \(N,\), got \(9, 7\) and \(3,\)"):
         kernels.softmax_cross_entropy_scale(grad, rows[:3])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("soft, weighted, smoothing, reduction", SETTINGS[::5])
+def test_gradient_in_place(soft, weighted, smoothing, reduction, dtype):
+    logits, target, weight = operands(23, 11, soft, weighted, 4, dtype)
+    arguments = (target, weight, -100, smoothing, reduction, True)
+    loss, grad = kernels.softmax_cross_entropy(logits, *arguments)
+    same_loss, same_grad = kernels.softmax_cross_entropy(logits, *arguments, inplace_grad=True)
+    assert same_grad is logits
+    np.testing.assert_array_equal(same_loss, loss)
+    np.testing.assert_array_equal(logits, grad)
+
+
+def test_gradient_in_place_of_what_cannot_be_written():
+    logits, target, _ = operands(4, 5, False, False)
+    read_only = logits.copy()
+    read_only.flags.writeable = False
+    for wrong, with_grad in ((logits.T.copy().T, True), (read_only, True), (logits, False)):
+        with pytest.raises(ValueError, match="softmax_cross_entropy: inplace_grad needs with_grad, and logits that"):
+            kernels.softmax_cross_entropy(wrong, target, with_grad=with_grad, inplace_grad=True)
 
 
 @pytest.mark.parametrize("index", [-1, 5, 2**40])

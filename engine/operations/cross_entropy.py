@@ -9,7 +9,8 @@ import numpy as np
 from ... import kernels
 from ..backend import array_module
 from ..grad_mode import mode
-from ..operation import Operation
+from ..inplace import check_may_change, record_change
+from ..operation import Edge, Operation, Saved, next_order
 from ..tensor import Tensor, wrap
 
 Optional = Tensor | None
@@ -19,15 +20,21 @@ class SoftmaxCrossEntropy(Operation):
     """Logits (N, C) with class indices (N,) or probabilities (N, C); `weight` is an array (C,) or None.
 
     Forward computes the gradient along with the loss, while it has the exponentials; backward only scales it.
+    `overwritten`: the versions of the logits where the gradient is written over them, else None.
     """
 
     consumes = True
 
     def forward(ctx, logits: Any, target: Any) -> Any:
         need_logits, need_target = ctx.needs_input_grad[:2]
-        loss, grad = kernels.softmax_cross_entropy(
-            logits, target, ctx.weight, ctx.ignore_index, ctx.label_smoothing, ctx.reduction, need_logits
-        )
+        settings = (ctx.weight, ctx.ignore_index, ctx.label_smoothing, ctx.reduction)
+        versions = ctx.overwritten
+        if versions is not None:
+            loss, grad = kernels.softmax_cross_entropy(logits, target, *settings, True, inplace_grad=True)
+            # With the logits' edge, so that a second derivative is missed; the change is counted afterwards.
+            ctx.saved_entries.append(Saved(grad, ctx.edges[0], versions, versions[0] + 1))
+            return loss
+        loss, grad = kernels.softmax_cross_entropy(logits, target, *settings, need_logits)
         if need_logits or need_target:
             ctx.save_inputs(0, 1)
         if need_logits:
@@ -35,19 +42,22 @@ class SoftmaxCrossEntropy(Operation):
         return loss
 
     def backward(ctx, upstream: Tensor) -> tuple[Optional, Optional]:
-        logits, target, *grad = ctx.saved
+        saved = ctx.saved
         need_logits, need_target = ctx.needs_input_grad
         by_logits = by_target = None
         if need_logits and ctx.is_last_pass and not mode.grad:
             ctx.release()  # before the array changes: a pass after an error must not find it
-            by_logits = wrap(kernels.softmax_cross_entropy_scale(grad[0]._data, upstream._data, in_place=True))
+            by_logits = wrap(kernels.softmax_cross_entropy_scale(saved[-1]._data, upstream._data, in_place=True))
+        elif ctx.overwritten is not None:
+            by_logits = OverwrittenGrad.apply(upstream, saved[0])
         elif need_logits:
             settings = {
                 "weight": ctx.weight, "ignore_index": ctx.ignore_index, "label_smoothing": ctx.label_smoothing,
                 "reduction": ctx.reduction,
             }  # fmt: skip
-            by_logits = SoftmaxCrossEntropyGrad.apply(upstream, logits, target, grad[0], **settings)
+            by_logits = SoftmaxCrossEntropyGrad.apply(upstream, *saved, **settings)
         if need_target:
+            logits = saved[0]
             by_target = logits.log_softmax(1) * _target_factor(ctx, logits) * -_column(upstream)
         return by_logits, by_target
 
@@ -76,6 +86,56 @@ class SoftmaxCrossEntropyGrad(Operation):
         if need_target:
             by_target = (along - scaled) * _target_factor(ctx, logits)
         return by_upstream, by_logits, by_target, None
+
+
+class OverwrittenGrad(Operation):
+    """upstream · grad, without the logits: it cannot be differentiated."""
+
+    def forward(ctx, upstream: Any, grad: Any) -> Any:
+        return kernels.softmax_cross_entropy_scale(grad, upstream)
+
+    def backward(ctx, direction: Tensor) -> tuple[Optional, Optional]:
+        raise RuntimeError(
+            "cross_entropy: there is no second derivative with inplace_grad=True, which has written the gradient over "
+            "the logits; leave it out"
+        )
+
+
+class OverwrittenLogits(Operation):
+    """What gradients of logits meet that were computed from them after they had been overwritten."""
+
+    def __init__(self, edge: Edge | None) -> None:
+        self.edges = [edge]
+        self.needs_input_grad = [True]
+        self.order = next_order()
+        self.saved_entries, self.hooks, self.outputs = [], None, None
+
+    def backward(ctx, grad: Tensor) -> Optional:
+        raise RuntimeError(
+            "cross_entropy: inplace_grad=True has written the gradient over the logits, which were used again "
+            "afterwards; use them before the loss, or leave inplace_grad out"
+        )
+
+
+def overwriting_cross_entropy(logits: Tensor, target: Tensor, **settings: Any) -> Tensor:
+    """`SoftmaxCrossEntropy`, its gradient written over the logits, which count as changed in place.
+
+    The graph keeps the logits' history for the loss; whatever uses them later has an error for a gradient.
+    """
+    name = "cross_entropy with inplace_grad=True"
+    check_may_change(logits, name)
+    if not logits.is_contiguous():
+        raise ValueError(
+            f"{name}: the logits must be contiguous, got shape {logits.shape} with strides {logits.stride()}"
+        )
+    if target.requires_grad:
+        raise ValueError(f"{name}: there is no gradient for target without the logits; give target.detach()")
+    if target._versions is logits._versions:
+        raise ValueError(f"{name}: the target must not share the memory of the logits")
+    loss = SoftmaxCrossEntropy.apply(logits, target, overwritten=logits._versions, **settings)
+    node = OverwrittenLogits(logits._current_edge())
+    record_change(logits, Edge(node, 0, logits.shape, logits.dtype))
+    return loss
 
 
 def _column(upstream: Tensor) -> Tensor:

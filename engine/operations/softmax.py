@@ -1,52 +1,69 @@
-"""Softmax and its logarithm, each in one node."""
+"""Softmax and its logarithm, each in one node, and their gradients, likewise."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from ..dtypes import is_floating, is_half
+from ... import kernels
+from ..dtypes import is_floating
 from ..operation import Operation
 from ..tensor import Tensor
 from .define import public
 from .dims import normalize_dim
 
-
-def _shifted(ctx: Operation, x: Any) -> Any:
-    """`x` minus its largest element along the dim, so that exp cannot overflow; halves in float32."""
-    wide = x.astype(np.float32) if is_half(x.dtype) else x
-    return wide - wide.max(axis=ctx.dim, keepdims=True)
+Pair = tuple[Tensor | None, Tensor | None]
 
 
 class Softmax(Operation):
     def forward(ctx, x: Any) -> Any:
         ctx.save_outputs(0)
-        if not x.size:
-            return x.copy()
-        result = _shifted(ctx, x)
-        np.exp(result, out=result)
-        result /= result.sum(axis=ctx.dim, keepdims=True)
-        return result.astype(x.dtype, copy=False)
+        return kernels.softmax(x, ctx.dim)
 
     def backward(ctx, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved
-        weighted = grad * y
-        return weighted - y * weighted.sum(ctx.dim, keepdim=True)
+        return SoftmaxInputGrad.apply(ctx.saved[0], grad, dim=ctx.dim)
+
+
+class SoftmaxInputGrad(Operation):
+    """y (dy - sum(dy y))."""
+
+    def forward(ctx, y: Any, dy: Any) -> Any:
+        ctx.save_inputs(0, 1)
+        return kernels.softmax_input_grad(y, dy, ctx.dim)
+
+    def backward(ctx, grad: Tensor) -> Pair:
+        y, dy = ctx.saved
+        need_y, need_dy = ctx.needs_input_grad
+        by_y = by_dy = None
+        if need_y:
+            total = (dy * y).sum(ctx.dim, keepdim=True)
+            by_y = grad * (dy - total) - dy * (grad * y).sum(ctx.dim, keepdim=True)
+        if need_dy:
+            by_dy = SoftmaxInputGrad.apply(y, grad, dim=ctx.dim)
+        return by_y, by_dy
 
 
 class LogSoftmax(Operation):
     def forward(ctx, x: Any) -> Any:
         ctx.save_outputs(0)
-        if not x.size:
-            return x.copy()
-        result = _shifted(ctx, x)
-        result -= np.log(np.exp(result).sum(axis=ctx.dim, keepdims=True))
-        return result.astype(x.dtype, copy=False)
+        return kernels.log_softmax(x, ctx.dim)
 
     def backward(ctx, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved
-        return grad - y.exp() * grad.sum(ctx.dim, keepdim=True)
+        return LogSoftmaxInputGrad.apply(ctx.saved[0], grad, dim=ctx.dim)
+
+
+class LogSoftmaxInputGrad(Operation):
+    """dy - exp(y) sum(dy)."""
+
+    def forward(ctx, y: Any, dy: Any) -> Any:
+        ctx.save_inputs(0, 1)
+        return kernels.log_softmax_input_grad(y, dy, ctx.dim)
+
+    def backward(ctx, grad: Tensor) -> Pair:
+        y, dy = ctx.saved
+        need_y, need_dy = ctx.needs_input_grad
+        weighted = grad * y.exp()
+        by_y = -weighted * dy.sum(ctx.dim, keepdim=True) if need_y else None
+        return by_y, grad - weighted.sum(ctx.dim, keepdim=True) if need_dy else None
 
 
 def _along(operation: type[Operation], name: str, input: Tensor, dim: int, dtype: Any) -> Tensor:

@@ -14,12 +14,7 @@ import numpy as np
 
 from . import parallel
 from .arithmetic import compute_dtype
-
-_PIECE_BYTES = 2 << 20  # smaller ones are passed on too often
-# Above this OpenBLAS shares a dot product among its own threads.
-_LONGEST_DOT = 8192
-# NumPy copies one number per row into a buffer, once for each column, where two rows fit into it.
-_BUFFER = 512
+from .rows import largest, narrow_buffer, rows_of_a_piece, sums
 
 
 def softmax_cross_entropy(
@@ -30,6 +25,7 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     with_grad: bool = False,
+    inplace_grad: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     n, classes = logits.shape
     dtype = compute_dtype(logits.dtype)
@@ -41,23 +37,24 @@ def softmax_cross_entropy(
         rows = _Probabilities(target, weights, label_smoothing, dtype)
     count = rows.count() if reduction == "mean" else None
     losses = np.empty(n, dtype)
-    grad = np.empty(logits.shape, logits.dtype) if with_grad else None
-    step = _rows(classes, dtype)
+    grad = None
+    if with_grad:
+        grad = logits if inplace_grad else np.empty(logits.shape, logits.dtype)
+    step = rows_of_a_piece(classes, dtype)
 
     def work(parts: Iterator[slice]) -> None:
         # A gradient of the compute type is made where it will stay.
         stays = grad is not None and grad.dtype == dtype
         scratch = np.empty((0 if stays else min(step, n), classes), dtype)
-        _narrow_buffer(classes)
+        narrow_buffer(classes)
         for part in parts:
             given = logits[part]
             lines = np.arange(len(given))
             z = grad[part] if grad is not None and stays else scratch[: len(given)]
-            top = given[lines, given.argmax(axis=1), None]  # faster than max, and also the first NaN
-            np.subtract(given, top, out=z, dtype=dtype, casting="unsafe")
+            np.subtract(given, largest(given, lines), out=z, dtype=dtype, casting="unsafe")
             taken, mass = rows.take(part, lines, z)
             np.exp(z, out=z)
-            totals = _sums(z)
+            totals = sums(z)
             loss = np.log(totals)
             loss *= mass
             loss -= taken
@@ -90,12 +87,12 @@ def softmax_cross_entropy_scale(grad: np.ndarray, upstream: np.ndarray, in_place
     scaled = grad if in_place else np.empty(grad.shape, grad.dtype)
 
     def work(parts: Iterator[slice]) -> None:
-        _narrow_buffer(grad.shape[1])
+        narrow_buffer(grad.shape[1])
         for part in parts:
             factor = factors[part] if one_a_row else factors
             np.multiply(grad[part], factor, out=scaled[part], dtype=dtype, casting="unsafe")
 
-    parallel.share(work, parallel.split(len(grad), _rows(grad.shape[1], dtype)))
+    parallel.share(work, parallel.split(len(grad), rows_of_a_piece(grad.shape[1], dtype)))
     return scaled
 
 
@@ -128,7 +125,7 @@ class _Indices:
         taken = z[lines, self.index[part]] * exact
         if not self.smooth:
             return taken, exact
-        taken += self.smooth * (_sums(z) if self.weights is None else _sums(z * self.weights))
+        taken += self.smooth * (sums(z) if self.weights is None else sums(z * self.weights))
         return taken, exact + self.smooth * self.mass
 
     def subtract(self, part: slice, lines: np.ndarray, out: np.ndarray, count: np.floating | None) -> None:
@@ -161,7 +158,7 @@ class _Probabilities:
     def take(self, part: slice, lines: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The sum of each row's coefficients times z, and of the coefficients."""
         coefficients = self._coefficients(part)
-        return _sums(coefficients * z), _sums(coefficients)
+        return sums(coefficients * z), sums(coefficients)
 
     def subtract(self, part: slice, lines: np.ndarray, out: np.ndarray, count: np.floating | None) -> None:
         """Take the coefficients, divided by `count`, away from each row."""
@@ -178,27 +175,6 @@ class _Probabilities:
         if self.weights is not None:
             coefficients *= self.weights
         return coefficients
-
-
-def _rows(classes: int, dtype: np.dtype) -> int:
-    """How many rows a piece has."""
-    return max(1, _PIECE_BYTES // (classes * dtype.itemsize))
-
-
-def _narrow_buffer(classes: int) -> None:
-    """Let NumPy read one number per row in place; `parallel.share` sets the buffer back."""
-    if 2 * classes > _BUFFER:
-        np.setbufsize(_BUFFER)
-
-
-def _sums(values: np.ndarray) -> np.ndarray:
-    """The sum of each row."""
-    classes = values.shape[1]
-    ones = np.ones(min(classes, _LONGEST_DOT), values.dtype)
-    sums = np.vecdot(values[:, :_LONGEST_DOT], ones)
-    for start in range(_LONGEST_DOT, classes, _LONGEST_DOT):
-        sums += np.vecdot(values[:, start : start + _LONGEST_DOT], ones[: classes - start])
-    return sums
 
 
 def _checked(target: np.ndarray, ignore_index: int, classes: int) -> tuple[np.ndarray, np.ndarray | None]:

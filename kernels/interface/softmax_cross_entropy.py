@@ -14,13 +14,14 @@ def softmax_cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     with_grad: bool = False,
+    inplace_grad: bool = False,
 ) -> tuple[Array, Array | None]:
     """Cross-entropy of softmax(logits) with class indices (N,) or probabilities (N, C), as in PyTorch.
 
     Returns the loss, (N,) for reduction "none" and 0-d for "sum" and "mean", and, `with_grad`, its gradient
-    (N, C) with respect to the logits (for "none", each row's own loss). An index that is no class and not
-    `ignore_index` is a ValueError on the CPU; on CUDA, where finding it would cost a synchronisation, its
-    row's loss and gradient are NaN.
+    (N, C) with respect to the logits (for "none", each row's own loss). `inplace_grad`: it is written over the
+    logits, which must be C-contiguous. An index that is no class and not `ignore_index` is a ValueError on the
+    CPU; on CUDA, where finding it would cost a synchronisation, its row's loss and gradient are NaN.
     """
     operation = "softmax_cross_entropy"
     is_integer = same_kind(operation, logits=logits, target=target).dtype.kind in "iu"
@@ -32,8 +33,10 @@ def softmax_cross_entropy(
     geometry.softmax_cross_entropy(
         logits.shape, target.shape, is_integer, weight_shape, ignore_index, label_smoothing, reduction
     )
+    if inplace_grad and not (with_grad and _is_plain(logits)):
+        raise ValueError(f"{operation}: inplace_grad needs with_grad, and logits that are C-contiguous and writeable")
     return side(logits).softmax_cross_entropy(
-        logits, target, weight, ignore_index, label_smoothing, reduction, with_grad
+        logits, target, weight, ignore_index, label_smoothing, reduction, with_grad, inplace_grad
     )
 
 
@@ -50,3 +53,9 @@ def softmax_cross_entropy_scale(grad: Array, upstream: Array, in_place: bool = F
             f"got {grad.shape} and {upstream.shape}"
         )
     return side(grad).softmax_cross_entropy_scale(grad, upstream, in_place)
+
+
+def _is_plain(array: Array) -> bool:
+    """Whether a kernel can write over the array as it lies in memory; CuPy's are always aligned and writeable."""
+    flags = array.flags
+    return flags.c_contiguous and getattr(flags, "behaved", True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 
 from ...engine import Tensor
-from ...engine.operations.cross_entropy import SoftmaxCrossEntropy
+from ...engine.grad_mode import is_grad_enabled
+from ...engine.operations.cross_entropy import SoftmaxCrossEntropy, overwriting_cross_entropy
 from ...engine.operations.gathering import gather
 from .activation import logsigmoid
 from .checks import check_probability, check_reduction, check_tensor
@@ -19,6 +20,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    inplace_grad: bool = False,
 ) -> Tensor:
     """Cross-entropy of softmax(input) with the target: −Σ weight · target · log softmax(input) over classes.
 
@@ -27,6 +29,10 @@ def cross_entropy(
     the input's dtype. "mean" divides by the weights of the rows that count, for probabilities by their
     number. An index out of range is an error on the CPU; on a GPU, where finding it would mean to wait,
     its row's loss and gradient are NaN.
+
+    inplace_grad: where a gradient is wanted, it is written over `input`, an (N, C) result of other operations
+    that nothing needs any more, which halves the memory of a large vocabulary. `input` then counts as changed in
+    place: what has saved it, or uses it later, raises in backward, and so does a second derivative.
     """
     name = "cross_entropy"
     check_reduction(name, reduction)
@@ -34,14 +40,15 @@ def cross_entropy(
     rows, picks = _rows_and_targets(name, input, target, allow_probabilities=True)
     if weight is not None:
         _check_weight(name, weight, input)
-    loss = SoftmaxCrossEntropy.apply(
-        rows,
-        picks,
-        weight=None if weight is None else weight._data,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
+    settings = {
+        "weight": None if weight is None else weight._data, "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing, "reduction": reduction,
+    }  # fmt: skip
+    if inplace_grad and is_grad_enabled() and input.requires_grad:
+        if rows is not input:
+            raise ValueError(f"{name}: inplace_grad=True needs logits of the shape (N, C), got {input.shape}")
+        return overwriting_cross_entropy(input, picks, **settings)
+    loss = SoftmaxCrossEntropy.apply(rows, picks, overwritten=None, **settings)
     return loss if reduction != "none" else loss.reshape(_without_classes(input))
 
 

@@ -27,12 +27,14 @@ class CrossEntropyLoss(_Loss):
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        inplace_grad: bool = False,
     ) -> None:
         super().__init__(reduction)
         check_probability("CrossEntropyLoss", label_smoothing, "label_smoothing")
         self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.inplace_grad = inplace_grad
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -42,6 +44,7 @@ class CrossEntropyLoss(_Loss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+            inplace_grad=self.inplace_grad,
         )
 
 

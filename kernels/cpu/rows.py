@@ -1,0 +1,41 @@
+"""What the kernels that work on rows share: pieces of rows, and each row's maximum, sum and dot product."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_PIECE_BYTES = 2 << 20  # smaller ones are passed on too often
+# Above this OpenBLAS shares a dot product among its own threads.
+_LONGEST_DOT = 8192
+# NumPy copies one number per row into a buffer, once for each column, where two rows fit into it.
+_BUFFER = 512
+
+
+def rows_of_a_piece(size: int, dtype: np.dtype, piece_bytes: int = _PIECE_BYTES) -> int:
+    """How many rows of `size` elements a piece has."""
+    return max(1, piece_bytes // (size * dtype.itemsize))
+
+
+def narrow_buffer(size: int) -> None:
+    """Let NumPy read one number per row in place; `parallel.share` sets the buffer back."""
+    if 2 * size > _BUFFER:
+        np.setbufsize(_BUFFER)
+
+
+def largest(rows: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """The maximum of each row as a column, the first NaN where there is one; `lines` numbers the rows."""
+    return rows[lines, rows.argmax(axis=1), None]  # faster than max
+
+
+def sums(rows: np.ndarray) -> np.ndarray:
+    """The sum of each row."""
+    return dots(rows, np.ones(rows.shape[1], rows.dtype))
+
+
+def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The dot product of each row of `a` with that row of `b`, or with the one row `b`."""
+    result = np.vecdot(a[..., :_LONGEST_DOT], b[..., :_LONGEST_DOT])
+    for start in range(_LONGEST_DOT, a.shape[-1], _LONGEST_DOT):
+        end = start + _LONGEST_DOT
+        result += np.vecdot(a[..., start:end], b[..., start:end])
+    return result
