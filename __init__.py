@@ -32,6 +32,11 @@ from .engine.dtypes import bool_ as bool
 from .engine.dtypes import float32 as float
 from .engine.dtypes import int32 as int
 from .engine.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from .engine.operations.activation import (
+    relu,
+    sigmoid,
+    tanh,
+)
 from .engine.operations.arithmetic import (
     add,
     div,
@@ -104,17 +109,14 @@ from .engine.operations.elementwise import (
     logaddexp,
     logical_not,
     reciprocal,
-    relu,
     round,
     rsqrt,
-    sigmoid,
     sign,
     sin,
     sinh,
     sqrt,
     square,
     tan,
-    tanh,
     trunc,
 )
 from .engine.operations.gathering import (
@@ -241,6 +243,11 @@ from .engine.operations.sorting import (
     sort,
     topk,
     unique,
+)
+from .engine.operations.special import (
+    erf,
+    erfc,
+    erfinv,
 )
 from .engine.random import Generator, get_rng_state, initial_seed, manual_seed, seed, set_rng_state
 from .engine.saving import load, save

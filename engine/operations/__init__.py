@@ -1,6 +1,7 @@
 """Every differentiable operation, by family. Importing this package attaches their methods to Tensor."""
 
 from . import (
+    activation,
     arithmetic,
     conversion,
     creation,
@@ -16,9 +17,11 @@ from . import (
     slicing,
     softmax,
     sorting,
+    special,
 )
 
 __all__ = [
+    "activation",
     "arithmetic",
     "conversion",
     "creation",
@@ -34,4 +37,5 @@ __all__ = [
     "slicing",
     "softmax",
     "sorting",
+    "special",
 ]

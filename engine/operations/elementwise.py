@@ -12,6 +12,7 @@ from ..backend import is_array
 from ..dtypes import get_default_dtype, is_floating, result_type
 from ..operation import Operation
 from ..tensor import Tensor
+from .activation import sigmoid
 from .arithmetic import where
 from .define import public, unary
 
@@ -51,7 +52,6 @@ acosh = unary(
     from_input=lambda grad, x: grad * (x * x - 1).rsqrt(),
 )
 atanh = unary("atanh", "The inverse hyperbolic tangent.", np.arctanh, from_input=lambda grad, x: grad / (1 - x * x))
-tanh = unary("tanh", "The hyperbolic tangent.", np.tanh, from_output=lambda grad, y: grad * (1 - y * y))
 abs = unary("abs", "The absolute value.", np.abs, from_input=lambda grad, x: grad * x.sign(), floats=False)
 Tensor.__abs__ = abs  # type: ignore[attr-defined]
 sign = unary("sign", "-1, 0 or 1.", np.sign, from_input=lambda grad, x: grad * 0, floats=False)
@@ -74,21 +74,6 @@ isnan = unary("isnan", "Whether each element is NaN.", np.isnan, inplace=False)
 isinf = unary("isinf", "Whether each element is infinite.", np.isinf, inplace=False)
 isfinite = unary("isfinite", "Whether each element is neither NaN nor infinite.", np.isfinite, inplace=False)
 logical_not = unary("logical_not", "Whether each element is 0 or False.", np.logical_not, inplace=False, floats=False)
-
-
-def _sigmoid(x: Any) -> Any:
-    small = np.exp(-np.abs(x))  # at most 1, so nothing overflows
-    return np.where(x >= 0, 1, small).astype(x.dtype) / (1 + small)
-
-
-sigmoid = unary("sigmoid", "1 / (1 + exp(-x)).", _sigmoid, from_output=lambda grad, y: grad * y * (1 - y))
-relu = unary(
-    "relu",
-    "max(x, 0).",
-    lambda x: np.maximum(x, x.dtype.type(0)),
-    from_output=lambda grad, y: where(y > 0, grad, 0.0),
-    floats=False,
-)
 
 
 class Clamp(Operation):

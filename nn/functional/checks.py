@@ -93,3 +93,10 @@ def positive(operation: str, name: str, value: Any, least: int = 1) -> int:
     if value.__index__() < least:
         raise ValueError(f"{operation}: {name} must be at least {least}, got {value}")
     return value.__index__()
+
+
+def check_number(operation: str, name: str, value: Any) -> float:
+    """`value` as a float if it is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{operation}: {name} must be a number, got {type(value).__name__}")
+    return float(value)
