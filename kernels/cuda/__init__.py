@@ -1,6 +1,7 @@
 """The kernels in CUDA C++, on CuPy's arrays. Importing this does not import CuPy."""
 
 from .activation import activation, activation_input_grad, activation_scale, activation_with_slope, glu, glu_input_grad
+from .batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
 from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu_grad
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .grad_norm import clip_grad_norm, clip_grads, grad_norm
@@ -24,6 +25,9 @@ __all__ = [
     "adam",
     "avg_pool2d",
     "avg_pool2d_input_grad",
+    "batch_norm",
+    "batch_norm_grad",
+    "batch_norm_inference",
     "bias_activation",
     "bias_activation_grad",
     "clip_grad_norm",

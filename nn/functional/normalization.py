@@ -6,8 +6,8 @@ import math
 
 from ...engine import Tensor
 from ...engine.grad_mode import no_grad
+from ...engine.inplace import check_may_change, record_change
 from ...engine.operations.batch_norm import BatchNorm
-from ...engine.tensor import wrap
 from .checks import check_tensor
 
 
@@ -18,41 +18,56 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias for each channel of (N, C, ...).
+    """(x - mean) / sqrt(var + eps) * weight + bias for each channel of (N, C, ...), + residual, then ReLU with `relu`.
 
     In training, mean and variance are the batch's, and the running ones move towards them by `momentum` (the
-    variance with N - 1); else they are the running ones.
+    variance with N - 1); else they are the running ones. `num_batches_tracked`, 0-d int64, counts the batches of
+    training; momentum=None stands for its reciprocal, which makes the running ones plain means over all batches.
     """
-    if check_tensor("batch_norm", "input", input).ndim < 2:
-        raise ValueError(f"batch_norm: input must have the shape (N, C, ...), got {input.shape}")
-    channels = input.shape[1]
-    for name, vector in {
+    check_tensor("batch_norm", "input", input)
+    given = {
         "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias,
-    }.items():  # fmt: skip
-        if vector is not None and check_tensor("batch_norm", name, vector).shape != (channels,):
-            raise ValueError(f"batch_norm: {name} must have the shape ({channels},), got {vector.shape}")
+        "residual": residual, "num_batches_tracked": num_batches_tracked,
+    }  # fmt: skip
+    for name, tensor in given.items():
+        if tensor is not None:
+            check_tensor("batch_norm", name, tensor)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: running_mean and running_var must be given both or neither")
-    column = (-1, *(1,) * (input.ndim - 2))
+    changed: list[Tensor] = []
     if not training:
-        if running_mean is None or running_var is None:
+        if running_mean is None:
             raise ValueError("batch_norm: expected running_mean and running_var, or training=True")
-        scale = (running_var + eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        shift = -running_mean * scale if bias is None else bias - running_mean * scale
-        return (input * scale.reshape(column) + shift.reshape(column)).to(input.dtype)
-    count = math.prod(input.shape) // channels if channels else 0
-    if count < 2:
-        raise ValueError(f"batch_norm: expected more than one value per channel in training, got shape {input.shape}")
-    result, mean, var = BatchNorm.apply(input, weight, bias, eps=eps)
-    if running_mean is not None and running_var is not None:
-        with no_grad():
-            for running, new in (
-                (running_mean, mean._data),
-                (running_var, var._data * (count / (count - 1))),
-            ):
-                running.mul_(1 - momentum).add_(wrap(new * momentum).to(running.dtype))
+    else:
+        if input.ndim > 1 and math.prod(input.shape) == input.shape[1] > 0:
+            raise ValueError(
+                f"batch_norm: expected more than one value per channel in training, got shape {input.shape}"
+            )
+        changed = [t for t in (running_mean, running_var, num_batches_tracked) if t is not None]
+    with no_grad():
+        for tensor in changed:
+            check_may_change(tensor, "batch_norm")
+    result = BatchNorm.apply(
+        input,
+        weight,
+        bias,
+        residual,
+        eps=eps,
+        relu=relu,
+        inference=not training,
+        running_mean=None if running_mean is None else running_mean._data,
+        running_var=None if running_var is None else running_var._data,
+        momentum=momentum,
+        num_batches_tracked=None if num_batches_tracked is None else num_batches_tracked._data,
+    )
+    with no_grad():
+        for tensor in changed:
+            record_change(tensor, None)
     return result

@@ -14,7 +14,11 @@ from .module import Module
 
 
 class _BatchNorm(Module):
-    """Batch normalisation (Ioffe & Szegedy, 2015) over all dimensions but the channels, dimension 1."""
+    """Batch normalisation (Ioffe & Szegedy, 2015) over all dimensions but the channels, dimension 1.
+
+    Called with `residual`, a tensor of the input's shape, it adds that, and with `relu=True` it takes the ReLU of
+    the result, all in the same pass over memory.
+    """
 
     ranks: tuple[int, ...]
     weight: Parameter | None
@@ -69,28 +73,28 @@ class _BatchNorm(Module):
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         if input.ndim not in self.ranks:
             wanted = " or ".join(map(str, self.ranks))
             raise ValueError(f"{type(self).__name__}: expected {wanted} dimensions, got shape {input.shape}")
-        count = self.num_batches_tracked if self.training else None
+        moves = self.training and self.track_running_stats
+        known = moves or not self.training
         momentum = self.momentum
-        if momentum is None:  # the plain mean over all batches so far
-            momentum = 0.0 if count is None else 1.0 / (count.item() + 1)
-        tracked = not self.training or self.track_running_stats
-        result = F.batch_norm(
+        if momentum is None and self.num_batches_tracked is None:
+            momentum = 0.0
+        return F.batch_norm(
             input,
-            self.running_mean if tracked else None,
-            self.running_var if tracked else None,
+            self.running_mean if known else None,
+            self.running_var if known else None,
             self.weight,
             self.bias,
-            self.training or self.running_mean is None,
+            self.training or (self.running_mean is None and self.running_var is None),
             momentum,
             self.eps,
+            residual=residual,
+            relu=relu,
+            num_batches_tracked=self.num_batches_tracked if moves else None,
         )
-        if count is not None:
-            count.add_(1)
-        return result
 
     def extra_repr(self) -> str:
         return (
@@ -109,3 +113,9 @@ class BatchNorm2d(_BatchNorm):
     """Batch normalisation of (N, C, H, W)."""
 
     ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Batch normalisation of (N, C, D, H, W)."""
+
+    ranks = (5,)
