@@ -1,4 +1,4 @@
-"""cross_entropy(inplace_grad=True): the same loss and gradients; an error wherever the overwritten logits are missed."""
+"""cross_entropy(inplace_grad=True): the same loss and gradients; an error where the overwritten logits are missed."""
 
 from __future__ import annotations
 

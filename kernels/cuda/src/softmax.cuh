@@ -12,11 +12,17 @@ constexpr int kMaxWarps = kRowBlock / kWarpSize;
 template <class T> constexpr int kVector = 16 / int(sizeof(T));
 template <class T> using Vector = Pack<T, kVector<T>>;
 
-// exp of a difference from the maximum. For halves by the hardware's power of two: what its argument loses to rounding is
-// far below what the result loses.
-template <class T> __device__ inline Accumulator<T> exponential(Accumulator<T> x) { return exp(x); }
-template <> __device__ inline float exponential<float16>(float x) { return exp2f(x * 1.44269504f); }
-template <> __device__ inline float exponential<bfloat16>(float x) { return exp2f(x * 1.44269504f); }
+// exp of a difference from the maximum, by the hardware's power of two: exp(x) = 2^(x log2 e). What that argument loses to
+// rounding is made up for; in halves the result loses more. It takes fewer registers than exp, where a row fills them.
+template <class T> __device__ inline Accumulator<T> exponential(Accumulator<T> x) { return exp2f(x * 1.44269504f); }
+template <> __device__ inline double exponential<double>(double x) { return exp(x); }
+template <> __device__ inline float exponential<float>(float x) {
+    x = x < -200 ? -200 : x;  // infinity has no rounding error; NaN stays
+    const float exponent = x * 1.44269504f;
+    const float lost = fmaf(x, 1.92596299e-8f, fmaf(x, 1.44269504f, -exponent));
+    const float power = exp2f(exponent);
+    return fmaf(power, lost * 0.693147181f, power);
+}
 
 // Which columns a thread takes of a row: at each step one vector, from columns.at(step) on. Vectors begin at the row's
 // first address that is a multiple of 16 bytes, so the first one may hold columns before 0, the last one too many.
