@@ -18,7 +18,7 @@ import pytest
 
 from adjoint.kernels.cuda import launch
 
-from .build import build_all, compiler, list_kernels
+from .build import build_all, build_traced, compiler, list_kernels
 from .host_launcher import CudaOnHostError, HostLauncher
 from .trace import StrayAccess, Trace
 
@@ -29,6 +29,8 @@ __all__ = [
     "StrayAccess",
     "Trace",
     "build_all",
+    "build_traced",
+    "compiler",
     "device_fixture",
     "installed",
     "list_kernels",

@@ -68,7 +68,7 @@ class Entry:
 
 def build_all(kernels: Sequence[Kernel], how: Build) -> None:
     """Build the libraries of these kernels, two at a time."""
-    libraries = list(dict.fromkeys(_library_of(kernel) for kernel in kernels))
+    libraries = list(dict.fromkeys(_library_of(kernel, how) for kernel in kernels))
     with ThreadPoolExecutor(PARALLEL_BUILDS) as pool:
         list(pool.map(lambda library: _library_file(library, how), libraries))
 
@@ -86,9 +86,24 @@ def _of_same_source(kernel: Kernel) -> list[Kernel]:
     return [other for other in known if (other.folder, other.source) == (kernel.folder, kernel.source)]
 
 
-def _library_of(kernel: Kernel) -> tuple[Kernel, ...]:
+_traced: dict[Kernel, tuple[Kernel, ...]] = {}
+
+
+def build_traced(kernels: Sequence[Kernel]) -> None:
+    """Build these kernels for traced runs, those of one source together. Others are built one by one."""
+    for source in dict.fromkeys((kernel.folder, kernel.source) for kernel in kernels):
+        of_source = [kernel for kernel in kernels if (kernel.folder, kernel.source) == source and kernel not in _traced]
+        for start in range(0, len(of_source), VARIANTS_PER_LIBRARY):
+            group = tuple(of_source[start : start + VARIANTS_PER_LIBRARY])
+            _traced.update(dict.fromkeys(group, group))
+    build_all(kernels, TRACE)
+
+
+def _library_of(kernel: Kernel, how: Build) -> tuple[Kernel, ...]:
     """The kernels that are built together with this one."""
     listed = _of_same_source(kernel)
+    if how is TRACE and kernel.folder == SOURCE_FOLDER:
+        return _traced.get(kernel, (kernel,))
     if kernel not in listed:
         if kernel.folder != SOURCE_FOLDER:
             return (kernel,)
@@ -99,8 +114,8 @@ def _library_of(kernel: Kernel) -> tuple[Kernel, ...]:
 
 @cache
 def entry(kernel: Kernel, how: Build) -> Entry:
-    kernels = _library_of(kernel)
-    _build_source(tuple(_of_same_source(kernel)), how)
+    kernels = _library_of(kernel, how)
+    _build_source(tuple(_of_same_source(kernel)) if how is not TRACE else kernels, how)
     library, lock = _loaded(kernels, how)
     return Entry(library, kernels.index(kernel), lock)
 

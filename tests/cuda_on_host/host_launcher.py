@@ -38,16 +38,24 @@ class HostLauncher:
     `ends_only` is for arrays too large to fill: it runs only so many of the first and of the last blocks of a
     grid, or the blocks (x, y, z) that it returns for a grid, and leaves new arrays as the system gives them, so
     that pages which no block touches take no memory.
+
+    `dry` runs nothing: `launches` says what would have been.
     """
 
     def __init__(
-        self, seed: int | None = None, sanitize: bool = False, trace: bool = False, ends_only: Ends | None = None
+        self,
+        seed: int | None = None,
+        sanitize: bool = False,
+        trace: bool = False,
+        ends_only: Ends | None = None,
+        dry: bool = False,
     ) -> None:
         if trace and (sanitize or seed is not None):
             raise ValueError("HostLauncher: traced runs are in order and without sanitizers")
         self.seed = seed
         self.build = SANITIZE if sanitize else TRACE if trace else PLAIN
         self.ends_only = ends_only
+        self.dry = dry
         self.launches: list[Kernel] = []
         self.traces: list[tracing.Trace] = []
 
@@ -79,6 +87,9 @@ class HostLauncher:
         device: Any,
         reached: Sequence[Any] = (),
     ) -> None:
+        self.launches.append(kernel)
+        if self.dry:
+            return
         built = entry(kernel, self.build)
         given = [_type_name(arg) for arg in args]
         if not _matches(given, built.signature):
@@ -88,7 +99,6 @@ class HostLauncher:
         seed = 0 if self.seed is None else 2 * self.seed + 1
         blocks = _chosen_blocks(grid, self.ends_only)
         launch = _Launch(grid, block, shared_bytes, seed, _address(blocks), 0 if blocks is None else len(blocks))
-        self.launches.append(kernel)
         with built.lock:
             if self.build is not TRACE:
                 _run(kernel, built, launch, pointers)
@@ -96,7 +106,7 @@ class HostLauncher:
             arrays = {i: arg for i, arg in enumerate((*args, *reached)) if self.is_array(arg)}
             tracer = tracing.Tracer(built.library, arrays)
             _run(kernel, built, launch, pointers)
-            self.traces.append(tracer.result(kernel, grid, block))
+            self.traces.append(tracer.result(kernel, grid, block, shared_bytes))
 
 
 class _Launch(ctypes.Structure):

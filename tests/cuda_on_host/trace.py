@@ -71,6 +71,7 @@ class Trace:
     kernel: Kernel
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
+    shared_bytes: int  # dynamic
     instructions: tuple[Instruction, ...]
     arrays: tuple[Traffic, ...]
 
@@ -116,16 +117,18 @@ class Tracer:
         start.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64]
         start(self.regions.ctypes.data, len(self.regions), size)
 
-    def result(self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int]) -> Trace:
+    def result(
+        self, kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], shared_bytes: int
+    ) -> Trace:
         self._raise_if_strayed(kernel)
         traffic = np.zeros(len(self.regions), _TRAFFIC)
         self.library["trace_traffic"](ctypes.c_void_p(traffic.ctypes.data))
         arrays = [
             Traffic(arguments, int(region["bytes"]), *(SECTOR_BYTES * int(sectors) for sectors in of))
-            for arguments, region, of in zip(self.arguments, self.regions, traffic, strict=True)
+            for arguments, region, of in zip(self.arguments, self.regions, traffic.tolist(), strict=True)
         ]
         instructions = [Instruction(*row) for row in self._instructions().tolist()]
-        return Trace(kernel, grid, block, tuple(instructions), tuple(arrays))
+        return Trace(kernel, grid, block, shared_bytes, tuple(instructions), tuple(arrays))
 
     def _instructions(self) -> np.ndarray:
         fetch = self.library["trace_instructions"]
@@ -140,7 +143,7 @@ class Tracer:
     def _raise_if_strayed(self, kernel: Kernel) -> None:
         stray = np.zeros(1, _STRAY)
         self.library["trace_stray"](ctypes.c_void_p(stray.ctypes.data))
-        address, nbytes, write = (int(number) for number in stray[0])
+        ((address, nbytes, write),) = stray.tolist()
         if address:
             what = f"{'writes' if write else 'reads'} {nbytes} bytes at {address:#x}"
             arrays = ", ".join(f"{a.ctypes.data:#x} to {a.ctypes.data + a.nbytes:#x}" for a in self.arrays.values())

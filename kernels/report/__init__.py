@@ -1,0 +1,1 @@
+"""`python -m adjoint.kernels --report`: what the CUDA kernels would cost a GPU, counted and calculated without one."""

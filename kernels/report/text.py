@@ -1,0 +1,66 @@
+"""The report as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .measure import ARCHITECTURES, Fit, Measurement, Use
+
+LEGEND = """\
+moved      bytes to and from device memory over those that any implementation needs, if the L2 keeps everything
+L2         the same between blocks and the L2, if a block gets everything once
+sectors    of 32 bytes that a warp's request to global memory touches, and the fewest that hold its bytes
+conflicts  cycles that a warp's request to shared memory loses to others of the same bank"""
+
+
+def cases_table(measurements: Sequence[Measurement]) -> str:
+    """One line for each case, and the reason where one has limits of its own."""
+    heading = ("family", "operation", "shape", "dtype", "launches", "moved", "L2", "sectors", "fewest", "conflicts")
+    rows = [
+        (
+            m.case.family,
+            m.case.operation,
+            m.case.shape,
+            m.case.dtype,
+            str(len(m.traces)),
+            f"{m.moved:.2f}",
+            f"{m.through_l2:.2f}",
+            f"{m.sectors:.2f}",
+            f"{m.least_sectors:.2f}",
+            "-" if m.conflicts is None else f"{m.conflicts:.2f}",
+        )
+        for m in measurements
+    ]
+    reasons = dict.fromkeys(f"{m.case}: {m.case.why}" for m in measurements if m.case.why)
+    return "\n".join([_aligned([heading, *rows], left=4), "", LEGEND, *([""] if reasons else []), *reasons])
+
+
+def kernels_table(fits: Mapping[Use, Sequence[Fit]]) -> str:
+    """One line for each launched kernel: registers, spilled bytes and occupancy on each architecture."""
+    first = ("kernel", "threads", *(text for arch in ARCHITECTURES for text in (arch, "", "")))
+    second = ("", "", *("registers", "spills", "occupancy") * len(ARCHITECTURES))
+    rows = [
+        (
+            str(use.kernel),
+            str(use.threads),
+            *(
+                text
+                for fit in of_archs
+                for text in (str(fit.resources.registers), str(fit.resources.spill_bytes), f"{fit.occupancy:.0%}")
+            ),
+        )
+        for use, of_archs in fits.items()
+    ]
+    return _aligned([first, second, *rows], left=1)
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+    """Columns of the same width, the first `left` of them aligned to the left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
