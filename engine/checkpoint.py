@@ -25,8 +25,8 @@ def checkpoint(
 ) -> Any:
     """`function(*args, **kwargs)`, of which only the arguments are kept: backward runs it again.
 
-    The function must do the same each time; random numbers repeat with `preserve_rng_state`, which must be off where
-    an argument is on a GPU. Gradients also reach tensors that it captured. This is PyTorch's non-reentrant
+    The function must do the same each time; random numbers repeat with `preserve_rng_state`: those of the CPU and of
+    the devices of the arguments. Gradients also reach tensors that it captured. This is PyTorch's non-reentrant
     checkpoint, the only kind there is.
     T. Chen et al., Training deep nets with sublinear memory cost, 2016, arXiv:1604.06174.
     """
@@ -51,13 +51,8 @@ class _Region:
         self.generators = []
         if keep_random:
             devices = {CPU, *(tensor.device for tensor in self.tensors)}
-            if any(device.type != "cpu" for device in devices):  # CuPy does not show the state of its generators
-                raise RuntimeError(
-                    "checkpoint: random numbers on a GPU cannot be repeated; give preserve_rng_state=False for a "
-                    "function that draws none"
-                )
             self.generators = [random.default_generator(device) for device in devices]
-        self.random_states = [generator.get_state() for generator in self.generators]
+        self.random_states = [generator.snapshot() for generator in self.generators]
         self.start = next_order()  # later nodes have smaller numbers
         self.nodes: list[weakref.ref[Operation]] = []  # weak: the nodes hold the region
         self.names: list[str] = []
@@ -90,7 +85,7 @@ class _Region:
                     "since, so it cannot be run again"
                 )
         collected = _Collecting()
-        now = [generator.get_state() for generator in self.generators]
+        now = [generator.snapshot() for generator in self.generators]
         self._set_random(self.random_states)
         watchers, mode.watchers = mode.watchers, (collected,)
         try:
@@ -123,9 +118,9 @@ class _Region:
         for tensor in self.tensors:
             tensor._edge = _moved_edge(tensor._edge, old)
 
-    def _set_random(self, states: list[Tensor]) -> None:
+    def _set_random(self, states: list[Any]) -> None:
         for generator, state in zip(self.generators, states, strict=True):
-            generator.set_state(state)
+            generator.restore(state)
 
     def _check(self, nodes: list[Operation]) -> None:
         names = [node.name for node in nodes]

@@ -8,33 +8,40 @@ from typing import Any
 
 import numpy as np
 
-from .backend import CPU, Device, as_device, cupy, on_device
+from .backend import CPU, Device, as_device, module_of, on_device, transfer
 from .tensor import Tensor, as_array, wrap
 
 _PCG64 = struct.Struct("<16s16sII")
+_PHILOX_BYTES = 16
 
 
 class Generator:
-    """A stream of random numbers on one device: NumPy's PCG64 on the CPU, CuPy's Philox on a GPU.
+    """A stream of random numbers on one device: NumPy's PCG64 on the CPU, Philox with its state on the device on a GPU.
 
     The same seed gives the same numbers on the same kind of device, not across kinds.
     """
 
+    stream: Any  # a numpy.random.Generator or a Philox
+
     def __init__(self, device: str | Device = "cpu") -> None:
         self.device = as_device(device)
+        if self.device.type != "cpu":
+            from ..kernels.cuda.random import Philox
+
+            with on_device(self.device):
+                self.stream = Philox(module_of(self.device).zeros(2, np.int64))
         self.manual_seed(secrets.randbits(63))
 
     def manual_seed(self, seed: int) -> Generator:
         """Start anew from `seed`, a whole number, and return the generator."""
         if isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise TypeError(f"manual_seed: expected a whole number, got {type(seed).__name__}")
-        self._seed = seed.__index__() % 2**64
+        number = seed.__index__() % 2**64
         if self.device.type == "cpu":
-            self.stream: Any = np.random.Generator(np.random.PCG64(self._seed))
+            self._seed = number
+            self.stream = np.random.Generator(np.random.PCG64(number))
         else:
-            with on_device(self.device):
-                module = cupy()
-                self.stream = module.random.Generator(module.random.Philox4x3210(self._seed % 2**63))
+            self.restore(np.array([number, 0], np.uint64).view(np.int64))
         return self
 
     def seed(self) -> int:
@@ -42,15 +49,15 @@ class Generator:
         return self.manual_seed(secrets.randbits(63)).initial_seed()
 
     def initial_seed(self) -> int:
-        """The seed from which the numbers come."""
-        return self._seed
+        """The seed from which the numbers come; of a GPU's generator it is read from there."""
+        if self.device.type == "cpu":
+            return self._seed
+        return int(transfer(self.stream.place, CPU).view(np.uint64)[0])
 
     def get_state(self) -> Tensor:
-        """All that decides the numbers to come, as a uint8 tensor on the CPU."""
+        """All that decides the numbers to come, as a uint8 tensor on the CPU; of a GPU's generator 16 bytes."""
         if self.device.type != "cpu":
-            raise RuntimeError(
-                f"get_state: CuPy does not show the state of its generators; seed it anew ({self.device})"
-            )
+            return wrap(transfer(self.stream.place, CPU).view(np.uint8).copy())
         state = self.stream.bit_generator.state
         packed = _PCG64.pack(
             state["state"]["state"].to_bytes(16, "little"),
@@ -61,15 +68,14 @@ class Generator:
         return wrap(np.frombuffer(packed + struct.pack("<Q", self._seed), np.uint8).copy())
 
     def set_state(self, state: Any) -> Generator:
-        """Go on from a state that `get_state` gave."""
-        if self.device.type != "cpu":
-            raise RuntimeError(
-                f"set_state: CuPy does not take a state for its generators; seed it anew ({self.device})"
-            )
-        data = as_array(state)
-        size = _PCG64.size + 8
+        """Go on from a state that `get_state` gave for this kind of device."""
+        data = transfer(as_array(state), CPU)
+        size = _PCG64.size + 8 if self.device.type == "cpu" else _PHILOX_BYTES
         if data.dtype != np.uint8 or data.shape != (size,):
             raise ValueError(f"set_state: expected a uint8 tensor of shape ({size},), got {data.dtype} of {data.shape}")
+        if self.device.type != "cpu":
+            self.restore(np.frombuffer(data.tobytes(), np.int64))
+            return self
         value, increment, has_half, half = _PCG64.unpack(data[:-8].tobytes())
         (self._seed,) = struct.unpack("<Q", data[-8:].tobytes())
         self.stream.bit_generator.state = {
@@ -79,6 +85,18 @@ class Generator:
             "uinteger": half,
         }
         return self
+
+    def snapshot(self) -> Any:
+        """The state for `restore`; nothing waits for a GPU."""
+        return self.get_state() if self.device.type == "cpu" else self.stream.place.copy()
+
+    def restore(self, snapshot: Any) -> None:
+        """Go on from a `snapshot`. On a GPU the state stays where it is, so that captured graphs find it."""
+        if self.device.type == "cpu":
+            self.set_state(snapshot)
+            return
+        with on_device(self.device):
+            self.stream.place[...] = module_of(self.device).asarray(snapshot)
 
 
 _generators: dict[Device, Generator] = {}

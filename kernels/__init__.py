@@ -21,6 +21,7 @@ from .interface.activation import (
 )
 from .interface.batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
 from .interface.conv import conv, conv_input_grad, conv_weight_grad
+from .interface.dropout import dropout, dropout_grad
 from .interface.grad_norm import clip_grad_norm, clip_grads, grad_norm
 from .interface.optimizer import adam, sgd
 from .interface.pooling import (
@@ -52,6 +53,8 @@ __all__ = [
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
+    "dropout",
+    "dropout_grad",
     "glu",
     "glu_input_grad",
     "grad_norm",

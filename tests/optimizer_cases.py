@@ -55,7 +55,7 @@ def adam_by_hand(
     weight_decay=0.0, decoupled=False, maximize=False, grad_scale=1.0,
 ):  # fmt: skip
     """The parameters, running means and largest squares after the step, in float64."""
-    results = [], [], [], []
+    results: tuple[list, ...] = ([], [], [], [])
     for p, g, m, v, top in zip(*map(_wide, (params, grads, means, squares, largest)), strict=True):
         g = (-g if maximize else g) / grad_scale
         if decoupled:

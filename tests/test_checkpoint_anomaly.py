@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from adjoint import Tensor, manual_seed, no_grad, rand
+from adjoint.engine import random
 from adjoint.engine.anomaly import detect_anomaly, set_detect_anomaly
 from adjoint.engine.backend import Device
 from adjoint.engine.checkpoint import checkpoint
@@ -170,13 +171,34 @@ def test_random_numbers_repeat(preserve: bool) -> None:
         assert np.array_equal(rand(4).data, after.data) and np.array_equal(rand(4).data, follows.data)
 
 
-def test_random_numbers_of_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_numbers_of_a_gpu_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnDevice:
+        """Draws whole numbers, counted up on the device: nobody reads its state."""
+
+        def __init__(self) -> None:
+            self.place = [0]
+
+        def snapshot(self) -> list[int]:
+            return self.place.copy()
+
+        def restore(self, snapshot: list[int]) -> None:
+            self.place[:] = snapshot
+
+    generator, drawn = OnDevice(), []
+
+    def draw(x: Any) -> Any:
+        generator.place[0] += 1
+        drawn.append(generator.place[0])
+        return x * x
+
+    default = random.default_generator
+    monkeypatch.setattr(random, "default_generator", lambda device: generator if device.index == 0 else default(device))
     monkeypatch.setattr(Tensor, "device", Device("cuda", 0))
     x = Tensor(np.ones(2), requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"checkpoint: random numbers on a GPU .* preserve_rng_state=False"):
-        checkpoint(lambda x: x * x, x)
-    checkpoint(lambda x: x * x, x, preserve_rng_state=False).sum().backward()
-    assert x.grad.tolist() == [2.0, 2.0]
+    y = checkpoint(draw, x)
+    draw(x)
+    y.sum().backward()
+    assert drawn == [1, 2, 1] and generator.place == [2] and x.grad.tolist() == [2.0, 2.0]
 
 
 def test_nested_and_consecutive_regions() -> None:

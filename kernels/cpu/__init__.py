@@ -4,6 +4,7 @@ from .activation import activation, activation_input_grad, activation_scale, act
 from .batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
 from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu_grad
 from .conv import conv, conv_input_grad, conv_weight_grad
+from .dropout import dropout, dropout_grad
 from .grad_norm import clip_grad_norm, clip_grads, grad_norm
 from .optimizer import adam, sgd
 from .pooling import (
@@ -35,6 +36,8 @@ __all__ = [
     "conv",
     "conv_input_grad",
     "conv_weight_grad",
+    "dropout",
+    "dropout_grad",
     "glu",
     "glu_input_grad",
     "grad_norm",

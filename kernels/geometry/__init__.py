@@ -7,6 +7,7 @@ operation, what it got and what it wanted, and returns the shape of the result.
 from .batch_norm import batch_norm, channel_runs
 from .checks import Padding, Pair, Shape
 from .conv import Pads, Sizes, conv, conv_grad, conv_name
+from .dropout import dropout, dropout_factors
 from .optimizer import adam, grad_norm, optimizer, sgd
 from .pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_offsets, max_pool2d_scatter
 from .softmax import softmax
@@ -26,6 +27,8 @@ __all__ = [
     "conv",
     "conv_grad",
     "conv_name",
+    "dropout",
+    "dropout_factors",
     "grad_norm",
     "max_pool2d",
     "max_pool2d_offsets",

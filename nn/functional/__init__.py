@@ -41,13 +41,14 @@ from .activation import (
     threshold_,
 )
 from .conv import conv1d, conv2d, conv3d
-from .dropout import dropout
+from .dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from .linear import linear
 from .loss import binary_cross_entropy_with_logits, cross_entropy, mse_loss, nll_loss
 from .normalization import batch_norm
 from .pooling import avg_pool2d, max_pool2d
 
 __all__ = [
+    "alpha_dropout",
     "avg_pool2d",
     "batch_norm",
     "bias_activation",
@@ -59,8 +60,12 @@ __all__ = [
     "conv3d",
     "cross_entropy",
     "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
     "elu",
     "elu_",
+    "feature_alpha_dropout",
     "gelu",
     "glu",
     "hardshrink",
