@@ -222,6 +222,8 @@ def test_wrong_results_show_in_the_error():
 def test_the_first_case_of_each_suite_agrees_with_the_peer(suite):
     pytest.importorskip("torch", reason="compares with PyTorch")
     case = SUITES[suite].cpu[0]
+    if not case.check:
+        pytest.skip("random numbers, which differ between libraries")
     limits = Ceilings(1e9, {"float32": 1e9})
     measured = Runner(Library("adjoint"), load_peer("torch", "cpu"), limits, QUICK).run(suite, case)
     assert measured.error is not None
