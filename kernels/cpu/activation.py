@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..geometry.activation import planes
+from ..geometry.activation import planes, slope_from_output
 from . import parallel
 from .activation_formulas import FORMULAS, gradient
 from .activation_smooth import sigmoid, sigmoid_slope
@@ -17,12 +17,15 @@ from .scratch import scratch
 Array = np.ndarray
 # Calls with the pieces of the inputs, then those of the results, all of the type to compute in.
 Compute = Callable[..., None]
+# From so many pieces on a second thread gains more than it costs, whatever is computed.
+_MANY = 4
 
 
 def activation(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
-    value = FORMULAS[kind].value
+    formulas = FORMULAS[kind]
+    value = formulas.value
     y = np.empty(x.shape, x.dtype)
-    _elementwise([x], [y], lambda work, x, y: value(x, y, work, a, b))
+    _elementwise([x], [y], lambda work, x, y: value(x, y, work, a, b), formulas.heavy)
     return y
 
 
@@ -32,13 +35,14 @@ def activation_with_slope(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -
     if both is None or x.dtype.itemsize == 2:
         return activation(x, kind, a, b), None
     y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    _elementwise([x], [y, slope], lambda work, x, y, slope: both(x, y, slope, work, a, b))
+    _elementwise([x], [y, slope], lambda work, x, y, slope: both(x, y, slope, work, a, b), True)
     return y, slope
 
 
 def activation_input_grad(dy: Array, saved: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
     dx = np.empty(dy.shape, dy.dtype)
-    _elementwise([dy, saved], [dx], lambda work, dy, saved, dx: gradient(kind, dy, saved, dx, work, a, b))
+    heavy = FORMULAS[kind].heavy and not slope_from_output(kind, a)
+    _elementwise([dy, saved], [dx], lambda work, dy, saved, dx: gradient(kind, dy, saved, dx, work, a, b), heavy)
     return dx
 
 
@@ -81,15 +85,15 @@ def glu_input_grad(dy: Array, x: Array, dim: int) -> Array:
     return dx
 
 
-def _elementwise(inputs: list[Array], results: list[Array], compute: Compute) -> None:
-    flat = [np.ascontiguousarray(array).reshape(-1) for array in inputs]
-    in_pieces(flat, [array.reshape(-1) for array in results], compute)
+def _elementwise(inputs: list[Array], results: list[Array], compute: Compute, heavy: bool = False) -> None:
+    # A C-contiguous array is its own ravel.
+    in_pieces([array.ravel() for array in inputs], [array.reshape(-1) for array in results], compute, heavy)
 
 
 def _by_rows(inputs: list[Array], results: list[Array], compute: Compute) -> None:
     """The same for arrays (rows, columns) whose rows lie apart."""
     rows, columns = results[0].shape
-    if columns * results[0].itemsize >= PIECE_BYTES // 8:
+    if columns * results[0].itemsize >= PIECE_BYTES // 32:
         for row in range(rows):
             in_pieces([array[row] for array in inputs], [array[row] for array in results], compute)
         return
@@ -99,14 +103,21 @@ def _by_rows(inputs: list[Array], results: list[Array], compute: Compute) -> Non
         made = [np.empty(packed[0].shape, array.dtype) for array in results]
         in_pieces(packed, made, compute)
         for array, values in zip(results, made, strict=True):
-            array[part] = values.reshape(-1, columns)
+            array[part] = values.reshape(part.stop - part.start, columns)
 
 
-def in_pieces(inputs: list[Array], results: list[Array], compute: Compute) -> None:
-    """Call `compute(work, *inputs, *results)` with pieces of flat, contiguous arrays, halves as float32."""
+def in_pieces(inputs: list[Array], results: list[Array], compute: Compute, heavy: bool = False) -> None:
+    """Call `compute(work, *inputs, *results)` with pieces of flat, contiguous arrays, halves as float32.
+
+    `heavy`: what takes so long that two pieces are worth two threads.
+    """
     size, stored = results[0].size, results[0].dtype
     dtype = compute_dtype(stored)
     step = PIECE_BYTES // dtype.itemsize
+    if size <= step and stored == dtype:
+        with np.errstate(all="ignore"):
+            compute(Work(None, size, dtype), *inputs, *results)
+        return
 
     def run(pieces: Iterator[slice]) -> None:
         with scratch() as memory:
@@ -124,4 +135,5 @@ def in_pieces(inputs: list[Array], results: list[Array], compute: Compute) -> No
                 for array, source in zip(made, wide[len(given) :], strict=True):
                     np.copyto(array, source, casting="unsafe")
 
-    parallel.share(run, parallel.split(size, step))
+    pieces = parallel.split(size, step)
+    parallel.share(run, pieces, None if heavy or len(pieces) >= _MANY else 1)

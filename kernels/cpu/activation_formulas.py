@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from . import activation_smooth as smooth
-from .activation_work import PIECE_BYTES, Array, Work, bits_of, keep, two_slopes
+from .activation_work import Array, Work, bits_of, constant, keep, two_slopes
 
 Formula = Callable[[Array, Array, Work, float, float], None]  # (x, y) or (saved, slope), then work, a, b
 Gate = Callable[[Array, Work, float, float], Array]  # where the gradient passes
@@ -29,6 +28,7 @@ class Formulas(NamedTuple):
     gate: Gate | None = None
     factor: float = 1.0  # of a gated gradient
     both: Callable[[Array, Array, Array, Work, float, float], None] | None = None  # (x, y, slope, ...)
+    heavy: bool = False  # has an exponential: two pieces are worth two threads
 
 
 def _relu(x: Array, y: Array, work: Work, a: float, b: float) -> None:
@@ -39,18 +39,8 @@ def _relu_grad(dy: Array, y: Array, dx: Array) -> None:
     """dy where y, no number of which is below +0, is not 0."""
     bits = bits_of(y.dtype)
     passes = dx.view(bits)
-    np.minimum(y.view(bits), _ones(passes.size, bits), out=passes)
+    np.minimum(y.view(bits), constant(1, passes.size, bits), out=passes)
     passes *= dy.view(bits)
-
-
-@cache
-def _kept_ones(bits: np.dtype) -> Array:
-    return np.ones(PIECE_BYTES // bits.itemsize, bits)
-
-
-def _ones(length: int, bits: np.dtype) -> Array:
-    kept = _kept_ones(bits)
-    return kept[:length] if length <= kept.size else np.ones(length, bits)
 
 
 def _leaky_relu(x: Array, y: Array, work: Work, a: float, b: float) -> None:
@@ -136,24 +126,26 @@ def _threshold_gate(x: Array, work: Work, a: float, b: float) -> Array:
 FORMULAS = {
     "relu": Formulas(_relu),  # _relu_grad
     "leaky_relu": Formulas(_leaky_relu, _leaky_relu_slope),
-    "elu": Formulas(smooth.elu, smooth.elu_slope),
-    "selu": Formulas(smooth.selu, smooth.selu_slope),
-    "celu": Formulas(smooth.celu, smooth.celu_slope),
-    "gelu": Formulas(smooth.gelu, smooth.from_both(smooth.gelu_both), both=smooth.gelu_both),
-    "gelu_tanh": Formulas(smooth.gelu_tanh, smooth.from_both(smooth.gelu_tanh_both), both=smooth.gelu_tanh_both),
-    "silu": Formulas(smooth.silu, smooth.from_both(smooth.silu_both), both=smooth.silu_both),
-    "mish": Formulas(smooth.mish, smooth.from_both(smooth.mish_both), both=smooth.mish_both),
-    "softplus": Formulas(smooth.softplus, smooth.softplus_slope),
+    "elu": Formulas(smooth.elu, smooth.elu_slope, heavy=True),
+    "selu": Formulas(smooth.selu, smooth.selu_slope, heavy=True),
+    "celu": Formulas(smooth.celu, smooth.celu_slope, heavy=True),
+    "gelu": Formulas(smooth.gelu, smooth.from_both(smooth.gelu_both), both=smooth.gelu_both, heavy=True),
+    "gelu_tanh": Formulas(
+        smooth.gelu_tanh, smooth.from_both(smooth.gelu_tanh_both), both=smooth.gelu_tanh_both, heavy=True
+    ),
+    "silu": Formulas(smooth.silu, smooth.from_both(smooth.silu_both), both=smooth.silu_both, heavy=True),
+    "mish": Formulas(smooth.mish, smooth.from_both(smooth.mish_both), both=smooth.mish_both, heavy=True),
+    "softplus": Formulas(smooth.softplus, smooth.softplus_slope, heavy=True),
     "hardtanh": Formulas(_hardtanh, gate=_hardtanh_gate),
     "hardsigmoid": Formulas(_hardsigmoid, gate=_hardsigmoid_gate, factor=1 / 6),
     "hardswish": Formulas(_hardswish, _hardswish_slope),
-    "sigmoid": Formulas(smooth.sigmoid, smooth.sigmoid_slope),
-    "tanh": Formulas(smooth.tanh, smooth.tanh_slope),
-    "logsigmoid": Formulas(smooth.logsigmoid, smooth.logsigmoid_slope),
-    "softsign": Formulas(smooth.softsign, smooth.softsign_slope),
+    "sigmoid": Formulas(smooth.sigmoid, smooth.sigmoid_slope, heavy=True),
+    "tanh": Formulas(smooth.tanh, smooth.tanh_slope, heavy=True),
+    "logsigmoid": Formulas(smooth.logsigmoid, smooth.logsigmoid_slope, heavy=True),
+    "softsign": Formulas(smooth.softsign, smooth.softsign_slope, heavy=True),
     "softshrink": Formulas(_softshrink, gate=_shrink_gate),
     "hardshrink": Formulas(_hardshrink, gate=_shrink_gate),
-    "tanhshrink": Formulas(smooth.tanhshrink, smooth.tanhshrink_slope),
+    "tanhshrink": Formulas(smooth.tanhshrink, smooth.tanhshrink_slope, heavy=True),
     "threshold": Formulas(_threshold, gate=_threshold_gate),
 }
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from .activation_work import Array, Work, two_slopes
-from .error_function import erf_into
+from .error_function import normal_distribution
 
 SELU_ALPHA = 1.6732632423543772
 SELU_SCALE = 1.0507009873554805
-_SQRT_HALF = math.sqrt(0.5)
 _GELU_BETA = math.sqrt(2 / math.pi)
 _GELU_KAPPA = 0.044715
 # tanh(log(1 + e^x)) is 1 from here on.
@@ -176,20 +175,14 @@ def _half_of_one_plus(t: Array) -> None:
 
 
 def gelu(x: Array, y: Array, work: Work, a: float, b: float) -> None:
-    _normal_distribution(x, y, work)
+    normal_distribution(x, y, work.array(0))
     y *= x
 
 
-def _normal_distribution(x: Array, out: Array, work: Work) -> None:
-    z = np.multiply(x, _SQRT_HALF, out=work.array(0))
-    erf_into(z, out, work.array(1))
-    _half_of_one_plus(out)
-
-
 def gelu_both(x: Array, y: Array, slope: Array, work: Work, a: float, b: float) -> None:
-    _normal_distribution(x, slope, work)
+    t = work.array(0)
+    normal_distribution(x, slope, t)
     np.multiply(x, slope, out=y)
-    t = np.multiply(x, x, out=work.array(0))
     t *= -0.5
     np.exp(t, out=t)
     t *= x

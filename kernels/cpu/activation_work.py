@@ -10,21 +10,34 @@ from .scratch import Scratch
 
 Array = np.ndarray
 
-PIECE_BYTES = 1 << 17
+# Of each array. Longer than the second-level cache would have it: threads of one interpreter get in each other's way
+# where loops are short.
+PIECE_BYTES = 1 << 19
 
 
 class Work:
     """Memory for the steps between, made when first asked for, and arrays of constants; of one piece's length."""
 
-    def __init__(self, memory: Scratch, length: int, dtype: np.dtype) -> None:
+    __slots__ = ("_arrays", "dtype", "length", "memory", "most")
+
+    def __init__(self, memory: Scratch | None, length: int, dtype: np.dtype) -> None:
         self.memory, self.most, self.dtype = memory, length, dtype
         self._arrays: dict[tuple[str, int], Array] = {}
-        self.cut(length)
+        self.length = length
 
     def cut(self, length: int) -> None:
         """Go on with a piece of this length, which is at most that of the first."""
         self.length = length
-        self.zero, self.one = (array[:length] for array in _constants(length, self.dtype))
+
+    @property
+    def zero(self) -> Array:
+        """Zeros."""
+        return constant(0, self.length, self.dtype)
+
+    @property
+    def one(self) -> Array:
+        """Ones."""
+        return constant(1, self.length, self.dtype)
 
     def array(self, number: int) -> Array:
         """Scratch array `number`."""
@@ -37,25 +50,29 @@ class Work:
     @property
     def mask(self) -> Array:
         """Scratch memory of bools."""
-        return self._kept("mask", 0, np.dtype(bool))
+        return self._kept("mask", 0, _BOOL)
 
     def _kept(self, use: str, number: int, dtype: np.dtype) -> Array:
         array = self._arrays.get((use, number))
         if array is None:
-            array = self._arrays[use, number] = self.memory.empty((self.most,), dtype)
+            shape = (self.most,)
+            array = np.empty(shape, dtype) if self.memory is None else self.memory.empty(shape, dtype)
+            self._arrays[use, number] = array
         return array[: self.length]
 
 
+_BOOL = np.dtype(bool)
+
+
 @cache
-def _kept_constants(dtype: np.dtype) -> tuple[Array, Array]:
-    length = PIECE_BYTES // dtype.itemsize
-    return np.zeros(length, dtype), np.ones(length, dtype)
+def _kept_constant(value: int, dtype: np.dtype) -> Array:
+    return np.full(PIECE_BYTES // dtype.itemsize, value, dtype)
 
 
-def _constants(length: int, dtype: np.dtype) -> tuple[Array, Array]:
-    if length * dtype.itemsize <= PIECE_BYTES:
-        return _kept_constants(dtype)
-    return np.zeros(length, dtype), np.ones(length, dtype)
+def constant(value: int, length: int, dtype: np.dtype) -> Array:
+    """`value` so many times."""
+    kept = _kept_constant(value, dtype)
+    return kept[:length] if length <= len(kept) else np.full(length, value, dtype)
 
 
 def keep(mask: Array, x: Array, out: Array) -> None:

@@ -50,7 +50,7 @@ class _Channels:
 
     def sums(self) -> Array:
         """Where `add_up` puts what it finds."""
-        return np.empty((len(self.pieces), self.length) if self.last else self.lines, self.dtype)
+        return np.zeros((len(self.pieces), self.length) if self.last else self.lines, self.dtype)
 
     def add_up(self, values: Array, work: Work, piece: slice, sums: Array) -> None:
         """Put the sums of a piece in their place."""

@@ -201,7 +201,8 @@ __global__ void __launch_bounds__(kTileBlock, 3) bias_activation_grad_planes(
     const int channel = blockIdx.x % shape.channels;
     const int64 start = blockIdx.x / shape.channels * shape.lines_per_block;
     const int64 stop = min(start + shape.lines_per_block, shape.lines);
-    const bool vectors = shape.inner % kVector == 0 && fits_vectors(dy) && fits_vectors(saved) && fits_vectors(dx);
+    const bool vectors = shape.inner % kVector == 0 && shape.lines % kVector == 0 && fits_vectors(dy) &&
+                         fits_vectors(saved) && fits_vectors(dx);
     const A number = numbers != nullptr ? widen(numbers[channel]) : A(0);
     const int64 image = int64(shape.channels) * shape.inner;
 
