@@ -217,6 +217,27 @@ def test_both_sides_agree(cuda_device):
 
 
 @needs_compiler
+@pytest.mark.skipif(sanitizing(), reason="needs more address space than the sanitizers leave")
+def test_the_end_of_an_array_beyond_2_31_elements():
+    count = 2**31 + 5000
+    p, g, small = np.empty(count, np.float16), np.empty(count, np.float16), np.ones(3, np.float16)
+    p[-904:], g[-904:] = 1, np.arange(904)
+    with installed(HostLauncher(ends_only=1)):
+        optimizer.sgd([small, p], [small, g], None, False, 0.5)
+    np.testing.assert_array_equal(small, 0.5)
+    np.testing.assert_allclose(p[-904:].astype(float), 1 - 0.5 * np.arange(904), rtol=1e-3)
+
+
+def test_arrays_on_several_devices_are_refused(monkeypatch):
+    p, g = arrays(0, "float32"), arrays(1, "float32")
+    launcher = HostLauncher()
+    monkeypatch.setattr(launcher, "device", lambda array: "second" if array is g[3] else "first")
+    with installed(launcher), pytest.raises(ValueError, match="arrays are on different devices: first, second"):
+        optimizer.sgd(p, g, None, True, 0.1)
+    np.testing.assert_array_equal(p[3], arrays(0, "float32")[3])
+
+
+@needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the process that this is")
 def test_under_sanitizers():
     result = run_under_sanitizers(__file__)

@@ -49,7 +49,11 @@ class Batch(NamedTuple):
 
 
 def batches(lists: Lists) -> Iterator[Batch]:
-    """The launches that take all arrays, which must be contiguous."""
+    """The launches that take all arrays, which must be contiguous and on one device."""
+    places = [launch.launcher.device(array) for arrays in lists for array in arrays]
+    if places.count(places[0]) != len(places):
+        names = sorted(set(map(str, places)))
+        raise ValueError(f"arrays are on different devices: {', '.join(names)}")
     sizes = np.array([array.size for array in lists[0]], np.int64)
     addresses = np.array([[launch.launcher.pointer(array) for array in arrays] for arrays in lists], np.uint64)
     filled = sizes.nonzero()[0]
