@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 
 import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
 import pytest
+from naive_pooling import Adaptive, Windows, averages, maxima, norms, scattered, unpooled
 
 from adjoint.kernels import cpu
-from adjoint.kernels.cuda import pooling
+from adjoint.kernels.cuda import pool_plan, pooling
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -23,96 +23,82 @@ from cuda_on_host import (
 cuda_device = device_fixture()
 
 ALL = ("float32", "float64", "float16", "bfloat16")
-EPSILON = {"float32": 2e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 8e-3}
+EPSILON = {"float32": 2e-6, "float64": 1e-13, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 @dataclass(frozen=True)
 class Case:
     name: str
     x: tuple[int, ...]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     ceil: bool = False
     dtypes: tuple[str, ...] = ("float32",)
 
     @property
     def window(self):
-        return self.kernel, self.stride, self.padding, self.dilation
+        rank = len(self.kernel)
+        return self.kernel, self.stride, self.padding or (0,) * rank, self.dilation or (1,) * rank
+
+    def windows(self, y_shape):
+        return Windows(self.x[2:], y_shape[2:], *self.window)
 
 
 CASES = [
-    # Windows with kernels of their own: rows of whole vectors, then rows that are not.
     Case("2x2/2", (2, 3, 8, 12), (2, 2), (2, 2), dtypes=ALL),
-    Case("2x2/2, odd", (2, 3, 7, 9), (2, 2), (2, 2)),
-    Case("2x2/2, ceil", (2, 2, 7, 9), (2, 2), (2, 2), ceil=True, dtypes=("float32", "float16")),
-    Case("3x3/2", (2, 3, 9, 16), (3, 3), (2, 2), dtypes=ALL),
-    Case("3x3/2, ceil", (1, 3, 8, 14), (3, 3), (2, 2), ceil=True),
+    Case("2x2/2, odd, ceil", (2, 2, 7, 9), (2, 2), (2, 2), ceil=True, dtypes=("float32", "float16")),
     Case("3x3/2, padded", (2, 3, 12, 16), (3, 3), (2, 2), (1, 1), dtypes=ALL),
-    Case("3x3/2, padded, ceil", (3, 2, 8, 8), (3, 3), (2, 2), (1, 1), ceil=True),
-    Case("3x3/2, padded, odd", (2, 3, 11, 13), (3, 3), (2, 2), (1, 1)),
-    Case("3x3/1, padded", (2, 3, 6, 8), (3, 3), (1, 1), (1, 1), dtypes=ALL),
-    Case("3x3/1, padded, odd", (2, 3, 5, 7), (3, 3), (1, 1), (1, 1)),
+    Case("3x3/2, padded, odd, ceil", (2, 3, 11, 13), (3, 3), (2, 2), (1, 1), ceil=True),
+    Case("3x3/1, padded", (2, 3, 6, 7), (3, 3), (1, 1), (1, 1), dtypes=ALL),
     Case("3x3/1, one row", (1, 5, 1, 4), (3, 3), (1, 1), (1, 1)),
-    # Any window.
     Case("2x3, strides 1 and 2", (2, 3, 6, 9), (2, 3), (1, 2), dtypes=("float32", "float64")),
-    Case("gaps between windows", (2, 2, 9, 10), (2, 1), (3, 4)),
     Case("5x4, padded, ceil", (1, 3, 13, 11), (5, 4), (3, 3), (2, 1), ceil=True, dtypes=ALL),
     Case("dilated", (2, 2, 13, 15), (3, 2), (2, 1), (1, 0), (2, 3), dtypes=("float32", "bfloat16")),
     Case("dilated, ceil", (1, 2, 12, 14), (3, 3), (2, 3), (1, 1), (3, 2), True),
     Case("one pixel", (3, 2, 1, 1), (1, 1), (1, 1)),
-    Case("global", (3, 5, 7, 6), (7, 6), (7, 6)),
-    Case("global, large: 32 lanes, offsets of 2 bytes", (2, 2, 24, 23), (24, 23), (1, 1), dtypes=ALL),
-    Case("overlapping, 8 lanes", (1, 2, 12, 12), (6, 7), (2, 1), (3, 3), ceil=True),
+    Case("global", (3, 50, 7, 7), (7, 7), (7, 7), dtypes=("float32", "float16")),
     Case("many planes", (40, 9, 2, 2), (2, 2), (2, 2)),
+    Case("more tiles than one", (1, 2, 60, 70), (3, 3), (2, 2), (1, 1), dtypes=("float32", "bfloat16")),
+    # Taken directly from memory: too large, too far apart, or too many over one element.
+    Case("gaps between windows", (2, 2, 19, 20), (2, 1), (6, 7)),
+    Case("global, large: offsets of 2 bytes", (2, 2, 124, 123), (124, 123), (1, 1), dtypes=("float32", "float64")),
+    Case("overlapping, 8 lanes", (1, 2, 12, 12), (6, 7), (2, 1), (3, 3), ceil=True),
     Case("offsets of 4 bytes", (1, 1, 182, 182), (182, 181), (1, 1)),
-    Case(
-        "stride and dilation that no window uses",
-        (1, 2, 4, 4),
-        (1, 1),
-        (2**40, 2**40),
-        dilation=(2**40, 2**35),
-    ),
+    Case("stride and dilation without use", (1, 2, 4, 4), (1, 1), (2**40, 2**40), dilation=(2**40, 2**35)),
+    # One axis.
+    Case("1d, 2/2", (3, 4, 37), (2,), (2,), dtypes=ALL),
+    Case("1d, 3/2 padded", (2, 3, 700), (3,), (2,), (1,), dtypes=("float32", "float16")),
+    Case("1d, dilated", (2, 1, 40), (4,), (3,), (2,), (3,)),
+    Case("1d, long window", (2, 2, 900), (600,), (100,)),
+    # Three axes.
+    Case("3d, 2/2", (2, 3, 4, 6, 8), (2, 2, 2), (2, 2, 2), dtypes=ALL),
+    Case("3d, 3/2 padded", (2, 2, 5, 8, 7), (3, 3, 3), (2, 2, 2), (1, 1, 1), dtypes=("float32", "bfloat16")),
+    Case("3d, 3/1 padded, ceil", (1, 2, 4, 5, 6), (3, 3, 3), (1, 1, 1), (1, 1, 1), ceil=True),
+    Case("3d, uneven, dilated", (1, 2, 7, 6, 9), (2, 3, 1), (3, 1, 2), (1, 1, 0), (2, 1, 4)),
+    Case("3d, global", (2, 30, 3, 4, 5), (3, 4, 5), (1, 1, 1), dtypes=("float32", "float16")),
 ]
 PARITY = [pytest.param(case, dtype, id=f"{case.name}-{dtype}") for case in CASES for dtype in case.dtypes]
-AVERAGES = [row for row in PARITY if row.values[0].dilation == (1, 1)]
+AVERAGES = [row for row in PARITY if set(row.values[0].dilation) <= {1} and "offsets of 4" not in row.values[0].name]
+NORMS = [row for row in AVERAGES if not any(row.values[0].padding)]
 BY_NAME = {case.name: case for case in CASES}
+ADAPTIVE = [
+    ((2, 3, 7, 9), (3, 4), "float32"), ((2, 3, 7, 9), (3, 4), "float16"), ((1, 2, 4, 5), (6, 3), "float64"),
+    ((2, 2, 6, 8), (3, 1), "bfloat16"), ((2, 5, 40), (7,), "float32"), ((1, 2, 5, 6, 7), (2, 4, 3), "float32"),
+    ((1, 1, 60, 90), (7, 50), "float32"), ((1, 2, 64, 65), (2, 2), "float32"), ((2, 2, 3), (5,), "float32"),
+]  # fmt: skip
 
 
-def taps_of(case, p, q):
-    """The offset and the position of each element of the input in the window of (p, q)."""
-    for i, j in product(range(case.kernel[0]), range(case.kernel[1])):
-        h = p * case.stride[0] - case.padding[0] + i * case.dilation[0]
-        w = q * case.stride[1] - case.padding[1] + j * case.dilation[1]
-        if 0 <= h < case.x[2] and 0 <= w < case.x[3]:
-            yield i * case.kernel[1] + j, h, w
-
-
-def max_by_loops(case, x, y_shape):
-    y, offsets, indices = np.zeros(y_shape), np.zeros(y_shape, int), np.zeros(y_shape, int)
-    for n, c, p, q in np.ndindex(y_shape):
-        best = None
-        for offset, h, w in taps_of(case, p, q):
-            value = float(x[n, c, h, w])
-            if best is None or value > best or np.isnan(value):
-                best = value
-                y[n, c, p, q], offsets[n, c, p, q], indices[n, c, p, q] = value, offset, h * case.x[3] + w
-    return y, offsets, indices
-
-
-def avg_by_loops(case, x, dy, count_include_pad, divisor_override):
-    y, dx = np.zeros(dy.shape), np.zeros(x.shape)
-    size = np.array(case.x[2:]) + case.padding
-    for p, q in np.ndindex(dy.shape[2:]):
-        taps = [(h, w) for _, h, w in taps_of(case, p, q)]
-        start = np.array((p, q)) * case.stride - case.padding
-        padded = np.prod(np.minimum(start + case.kernel, size) - start)
-        divisor = divisor_override or (padded if count_include_pad else len(taps))
-        for h, w in taps:
-            y[:, :, p, q] += x[:, :, h, w] / divisor
-            dx[:, :, h, w] += dy[:, :, p, q] / divisor
-    return y, dx
+@pytest.fixture(params=["wide", "narrow"])
+def tiles(request, monkeypatch):
+    """Tiles as on a device, and so small that rows are cut."""
+    pool_plan.plan.cache_clear()
+    if request.param == "narrow":
+        monkeypatch.setattr(pool_plan, "_SHARED", 1500)
+        monkeypatch.setattr(pool_plan, "_MOST_SHARED", 3000)
+    yield
+    pool_plan.plan.cache_clear()
 
 
 def input_of(case, dtype):
@@ -131,52 +117,108 @@ def assert_close(actual, expected, dtype, terms=1):
 
 
 @pytest.mark.parametrize("case, dtype", PARITY)
-def test_parity_max(cuda_device, case, dtype):
+def test_parity_max(cuda_device, tiles, case, dtype):
     x = input_of(case, dtype)
     given = x.copy()
     put, get = cuda_device.put, cuda_device.get
-    y, offsets = pooling.max_pool2d(put(x), *case.window, case.ceil)
-    expected_y, expected_offsets, expected_indices = max_by_loops(case, x, y.shape)
+    y, offsets = pooling.max_pool(put(x), *case.window, case.ceil)
+    expected_y, expected_offsets, positions = maxima(x, case.windows(y.shape))
     np.testing.assert_array_equal(get(y).astype(np.float64), expected_y)
     np.testing.assert_array_equal(get(offsets), expected_offsets)
-    on_cpu = cpu.max_pool2d(x, *case.window, case.ceil)
+    on_cpu = cpu.max_pool(x, *case.window, case.ceil)
     assert (y.dtype, offsets.dtype) == (on_cpu[0].dtype, on_cpu[1].dtype)
-    np.testing.assert_array_equal(get(offsets), on_cpu[1])
 
-    indices = get(pooling.max_pool2d_indices(offsets, case.x, *case.window))
+    indices = get(pooling.max_pool_indices(offsets, case.x, *case.window))
     assert indices.dtype == np.int64
-    np.testing.assert_array_equal(indices, expected_indices)
-    gathered = get(pooling.max_pool2d_gather(put(x), offsets, *case.window))
-    np.testing.assert_array_equal(gathered, get(y))
+    np.testing.assert_array_equal(indices, positions)
+    np.testing.assert_array_equal(get(pooling.max_pool_gather(put(x), offsets, *case.window)), get(y))
 
     dy = gradient_of(y.shape, dtype)
-    dx = get(pooling.max_pool2d_scatter(put(dy), offsets, case.x, *case.window))
-    expected_dx = np.zeros((x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]))
-    planes = np.arange(len(expected_dx))[:, None]
-    np.add.at(expected_dx, (planes, expected_indices.reshape(len(planes), -1)), dy.reshape(len(planes), -1))
-    assert_close(dx, expected_dx.reshape(x.shape), dtype, terms=4)
+    dx = get(pooling.max_pool_scatter(put(dy), offsets, case.x, *case.window))
+    assert_close(dx, scattered(dy, positions, case.x[2:]), dtype, terms=4)
     np.testing.assert_array_equal(get(put(x)), given)
 
 
 @pytest.mark.parametrize("setting", ["include", "exclude", "override"])
 @pytest.mark.parametrize("case, dtype", AVERAGES)
-def test_parity_avg(cuda_device, case, dtype, setting):
+def test_parity_avg(cuda_device, tiles, case, dtype, setting):
     x = input_of(case, dtype)
-    include, override = setting != "exclude", -3 if setting == "override" else None
-    y = pooling.avg_pool2d(cuda_device.put(x), case.kernel, case.stride, case.padding, case.ceil, include, override)
+    settings = (*case.window[:3], case.ceil, setting != "exclude", -3 if setting == "override" else None)
+    y = pooling.avg_pool(cuda_device.put(x), *settings)
     dy = gradient_of(y.shape, dtype)
-    dx = pooling.avg_pool2d_input_grad(
-        cuda_device.put(dy), case.x, case.kernel, case.stride, case.padding, case.ceil, include, override
-    )
-    expected_y, expected_dx = avg_by_loops(case, x.astype(float), dy.astype(float), include, override)
+    dx = pooling.avg_pool_input_grad(cuda_device.put(dy), case.x, *settings)
+    expected_y, expected_dx = averages(x, dy, case.windows(y.shape), *settings[4:])
     terms = 10 if dtype == "float32" else 1
     assert_close(cuda_device.get(y), expected_y, dtype, terms)
     assert_close(cuda_device.get(dx), expected_dx, dtype, terms)
-    on_cpu = cpu.avg_pool2d(x, case.kernel, case.stride, case.padding, case.ceil, include, override)
-    assert_close(cuda_device.get(y), on_cpu.astype(np.float64), dtype, terms)
+    assert_close(cuda_device.get(y), cpu.avg_pool(x, *settings).astype(np.float64), dtype, terms)
 
 
-@pytest.mark.parametrize("name", ["2x2/2", "3x3/2, padded", "3x3/1, padded", "5x4, padded, ceil"])
+@pytest.mark.parametrize("p", [1, 2, 3.5])
+@pytest.mark.parametrize("case, dtype", NORMS)
+def test_parity_lp(cuda_device, tiles, case, dtype, p):
+    x = input_of(case, dtype) if p == 2 else (np.abs(input_of(case, dtype).astype(float)) / 4).astype(dtype)
+    x[0, 0] = 0
+    settings = (p, *case.window[:2], case.ceil)
+    put, get = cuda_device.put, cuda_device.get
+    y = pooling.lp_pool(put(x), *settings)
+    dy = gradient_of(y.shape, dtype)
+    dx = pooling.lp_pool_input_grad(put(dy), put(x), y, *settings)
+    expected_y, expected_dx = norms(x, dy, case.windows(y.shape), p)
+    assert get(y).dtype == get(dx).dtype == np.dtype(dtype)
+    # The half types round y before the gradient uses it: p - 1 times, nearly.
+    scale = EPSILON[dtype] * 5
+    np.testing.assert_allclose(get(y).astype(float), expected_y, rtol=scale, atol=scale)
+    np.testing.assert_allclose(get(dx).astype(float), expected_dx, rtol=2 * scale, atol=4 * scale)
+
+
+@pytest.mark.parametrize("shape, output, dtype", ADAPTIVE, ids=str)
+def test_parity_adaptive(cuda_device, tiles, shape, output, dtype):
+    put, get = cuda_device.put, cuda_device.get
+    windows = Adaptive(shape[2:], output)
+    x = np.random.default_rng(0).integers(-6, 7, shape).astype(dtype)
+    y, indices = pooling.adaptive_max_pool(put(x), output)
+    expected_y, _, positions = maxima(x, windows)
+    np.testing.assert_array_equal(get(y).astype(np.float64), expected_y)
+    np.testing.assert_array_equal(get(indices), positions)
+    dy = gradient_of(y.shape, dtype)
+    dx = pooling.adaptive_max_pool_scatter(put(dy), indices, shape)
+    assert_close(get(dx), scattered(dy, positions, shape[2:]), dtype, terms=4)
+    np.testing.assert_array_equal(get(pooling.adaptive_max_pool_gather(put(x), indices)), get(y))
+
+    expected_y, expected_dx = averages(x, dy, windows, include_pad=False)
+    assert_close(get(pooling.adaptive_avg_pool(put(x), output)), expected_y, dtype, terms=4)
+    assert_close(get(pooling.adaptive_avg_pool_input_grad(put(dy), shape)), expected_dx, dtype, terms=4)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("shape, size", [((2, 3, 7), (9,)), ((1, 2, 60, 50), (70, 80)), ((2, 1, 2, 3, 4), (3, 2, 5))])
+def test_parity_unpool(cuda_device, shape, size, dtype):
+    put, get = cuda_device.put, cuda_device.get
+    rng = np.random.default_rng(0)
+    x, indices = gradient_of(shape, dtype), rng.integers(0, np.prod(size), shape)
+    y = pooling.max_unpool(put(x), put(indices), size)
+    expected, kept = unpooled(x, indices, size)
+    assert not kept.all()
+    np.testing.assert_array_equal(get(y).astype(np.float64), expected)
+    dy = gradient_of(y.shape, dtype)
+    taken = np.take_along_axis(dy.reshape(*shape[:2], -1), indices.reshape(*shape[:2], -1), 2).reshape(shape)
+    dx = get(pooling.max_unpool_input_grad(put(dy), put(indices)))
+    np.testing.assert_array_equal(dx, np.where(kept, taken, np.zeros((), dtype)))
+
+
+def test_parity_of_positions_outside(cuda_device):
+    x = np.ones((1, 1, 4), np.float32)
+    indices = np.array([[[-1, 2, 5, 2**40]]])
+    y = pooling.max_unpool(cuda_device.put(x), cuda_device.put(indices), (5,))
+    np.testing.assert_array_equal(cuda_device.get(y), [[[0, 0, 1, 0, 0]]])
+    dx = pooling.max_unpool_input_grad(y, cuda_device.put(indices))
+    np.testing.assert_array_equal(cuda_device.get(dx), [[[0, 1, 0, 0]]])
+
+
+@pytest.mark.parametrize(
+    "name", ["2x2/2", "3x3/2, padded", "3x3/1, padded", "5x4, padded, ceil", "overlapping, 8 lanes", "3d, 3/2 padded"]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_parity_of_nan_and_infinity(cuda_device, name, dtype):
     case = BY_NAME[name]
@@ -184,8 +226,8 @@ def test_parity_of_nan_and_infinity(cuda_device, name, dtype):
     x = rng.choice(np.array([-np.inf, -np.inf, np.inf, np.nan, 1.0]), case.x, p=[0.4, 0.3, 0.1, 0.1, 0.1])
     x[0, 0] = -np.inf
     x = x.astype(dtype)
-    y, offsets = pooling.max_pool2d(cuda_device.put(x), *case.window, case.ceil)
-    expected_y, expected_offsets, _ = max_by_loops(case, x, y.shape)
+    y, offsets = pooling.max_pool(cuda_device.put(x), *case.window, case.ceil)
+    expected_y, expected_offsets, _ = maxima(x, case.windows(y.shape))
     np.testing.assert_array_equal(cuda_device.get(y).astype(np.float64), expected_y)
     np.testing.assert_array_equal(cuda_device.get(offsets), expected_offsets)
 
@@ -206,86 +248,83 @@ def views_of(x):
 @pytest.mark.parametrize("name", ["2x2/2", "3x3/2, padded", "dilated"])
 def test_parity_of_views(cuda_device, name, view):
     case, put, get = BY_NAME[name], cuda_device.put, cuda_device.get
-    x = input_of(case, "float32")
-    y, offsets = pooling.max_pool2d(put(x), *case.window)
-    y_of_view, offsets_of_view = pooling.max_pool2d(views_of(put(x))[view], *case.window)
-    np.testing.assert_array_equal(get(y_of_view), get(y))
-    np.testing.assert_array_equal(get(offsets_of_view), get(offsets))
+    x = put(input_of(case, "float32"))
+    viewed = views_of(x)[view]
+    y, offsets = pooling.max_pool(x, *case.window)
     dy = put(gradient_of(y.shape, "float32"))
-    dx = pooling.max_pool2d_scatter(dy, offsets, case.x, *case.window)
-    dx_of_view = pooling.max_pool2d_scatter(views_of(dy)[view], views_of(offsets)[view], case.x, *case.window)
-    np.testing.assert_array_equal(get(dx_of_view), get(dx))
-    window = case.window[:3]
-    mean = pooling.avg_pool2d(put(x), *window)
-    np.testing.assert_array_equal(get(pooling.avg_pool2d(views_of(put(x))[view], *window)), get(mean))
-    settings = (case.x, *window, False, True, None)
-    if case.dilation == (1, 1):
-        gradient = pooling.avg_pool2d_input_grad(dy, *settings)
-        gradient_of_view = pooling.avg_pool2d_input_grad(views_of(dy)[view], *settings)
-        np.testing.assert_array_equal(get(gradient_of_view), get(gradient))
+    dy_view, offsets_view = views_of(dy)[view], views_of(offsets)[view]
+    pairs = [
+        *zip(pooling.max_pool(viewed, *case.window), (y, offsets), strict=True),
+        [pooling.max_pool_scatter(a, o, case.x, *case.window) for a, o in ((dy, offsets), (dy_view, offsets_view))],
+    ]
+    settings = (*case.window[:3], False, True, None)
+    if not any(case.dilation):
+        norm = (2, *case.window[:2])
+        p = pooling.lp_pool(x, *norm)
+        pairs += [
+            [pooling.avg_pool(a, *settings) for a in (x, viewed)],
+            [pooling.avg_pool_input_grad(a, case.x, *settings) for a in (dy, dy_view)],
+            [pooling.lp_pool(a, *norm) for a in (x, viewed)],
+            [pooling.lp_pool_input_grad(p, a, p, *norm, False) for a in (x, viewed)],
+            [pooling.adaptive_avg_pool(a, (3, 5)) for a in (x, viewed)],
+        ]
+    for one, other in pairs:
+        np.testing.assert_array_equal(get(one), get(other))
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8)])
-@pytest.mark.parametrize("kernel", [2, 4])
-def test_parity_of_empty_arrays(cuda_device, shape, kernel):
-    case = Case("empty", shape, (kernel, kernel), (2, 2))
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (0, 2, 4, 4, 4)])
+def test_parity_of_empty_arrays(cuda_device, shape):
+    rank = len(shape) - 2
+    window = ((2,) * rank, (2,) * rank, (0,) * rank, (1,) * rank)
     x = cuda_device.put(np.zeros(shape, np.float32))
-    y, offsets = pooling.max_pool2d(x, *case.window)
+    y, offsets = pooling.max_pool(x, *window)
     assert y.shape == offsets.shape == (*shape[:2], *y.shape[2:])
-    assert pooling.max_pool2d_scatter(y, offsets, shape, *case.window).shape == shape
-    assert pooling.max_pool2d_gather(x, offsets, *case.window).shape == y.shape
-    assert pooling.max_pool2d_indices(offsets, shape, *case.window).dtype == np.int64
-    assert pooling.avg_pool2d(x, *case.window[:3]).shape == y.shape
-    assert pooling.avg_pool2d_input_grad(y, shape, *case.window[:3], False, True, None).shape == shape
+    assert pooling.max_pool_scatter(y, offsets, shape, *window).shape == shape
+    assert pooling.max_pool_gather(x, offsets, *window).shape == y.shape
+    indices = pooling.max_pool_indices(offsets, shape, *window)
+    assert indices.dtype == np.int64
+    assert pooling.max_unpool(y, indices, shape[2:]).shape == shape
+    assert pooling.max_unpool_input_grad(x, indices).shape == y.shape
+    assert pooling.avg_pool(x, *window[:3]).shape == pooling.lp_pool(x, 2, *window[:2]).shape == y.shape
+    assert pooling.avg_pool_input_grad(y, shape, *window[:3], False, True, None).shape == shape
+    assert pooling.adaptive_avg_pool_input_grad(y, shape).shape == shape
 
 
-@pytest.mark.parametrize("name", ["3x3/2, padded", "5x4, padded, ceil", "overlapping, 8 lanes"])
-def test_parity_of_several_slabs(cuda_device, name, monkeypatch):
-    case = replace(BY_NAME[name], x=(5, *BY_NAME[name].x[1:]))
-    x = input_of(case, "float32")
-
-    def results():
-        y, offsets = pooling.max_pool2d(cuda_device.put(x), *case.window, case.ceil)
-        dx = pooling.max_pool2d_scatter(y, offsets, case.x, *case.window)
-        mean = pooling.avg_pool2d(cuda_device.put(x), *case.window[:3], case.ceil)
-        return [cuda_device.get(array) for array in (y, offsets, dx, mean)]
-
-    whole = results()
-    for work in (1, 300):
-        monkeypatch.setattr(pooling, "_WORK_PER_SLAB", work)
-        for got, expected in zip(results(), whole, strict=True):
-            np.testing.assert_array_equal(got, expected)
+def test_parity_of_adaptive_pooling_to_nothing(cuda_device):
+    x = cuda_device.put(np.ones((2, 3, 4, 5), np.float32))
+    y, indices = pooling.adaptive_max_pool(x, (0, 2))
+    assert y.shape == indices.shape == pooling.adaptive_avg_pool(x, (0, 2)).shape == (2, 3, 0, 2)
+    assert not cuda_device.get(pooling.adaptive_max_pool_scatter(y, indices, x.shape)).any()
+    assert not cuda_device.get(pooling.adaptive_avg_pool_input_grad(y, x.shape)).any()
 
 
-def test_parity_of_offsets_of_another_type(cuda_device):
+def test_parity_of_offsets_of_another_type(cuda_device, tiles):
     case = BY_NAME["3x3/2, padded"]
     x = cuda_device.put(input_of(case, "float32"))
-    y, offsets = pooling.max_pool2d(x, *case.window)
-    dx = pooling.max_pool2d_scatter(y, offsets, case.x, *case.window)
+    y, offsets = pooling.max_pool(x, *case.window)
+    dx = pooling.max_pool_scatter(y, offsets, case.x, *case.window)
     for dtype in (np.int16, np.int32):
-        other = pooling.max_pool2d_scatter(y, offsets.astype(dtype), case.x, *case.window)
+        other = pooling.max_pool_scatter(y, offsets.astype(dtype), case.x, *case.window)
         np.testing.assert_array_equal(cuda_device.get(other), cuda_device.get(dx))
-        np.testing.assert_array_equal(
-            cuda_device.get(pooling.max_pool2d_gather(x, offsets.astype(dtype), *case.window)),
-            cuda_device.get(y),
-        )
+        gathered = pooling.max_pool_gather(x, offsets.astype(dtype), *case.window)
+        np.testing.assert_array_equal(cuda_device.get(gathered), cuda_device.get(y))
 
 
 def test_parity_of_offsets_that_point_beyond_the_edge(cuda_device):
     case = BY_NAME["3x3/2, padded"]
     x = input_of(case, "float32")
-    y = cpu.max_pool2d(x, *case.window)[0]
+    y = cpu.max_pool(x, *case.window)[0]
     offsets = np.random.default_rng(0).integers(0, 255, y.shape).astype(np.uint8)
-    gathered = pooling.max_pool2d_gather(cuda_device.put(x), cuda_device.put(offsets), *case.window)
-    scattered = pooling.max_pool2d_scatter(cuda_device.put(y), cuda_device.put(offsets), case.x, *case.window)
+    gathered = pooling.max_pool_gather(cuda_device.put(x), cuda_device.put(offsets), *case.window)
+    dx = pooling.max_pool_scatter(cuda_device.put(y), cuda_device.put(offsets), case.x, *case.window)
     assert np.isin(cuda_device.get(gathered), [*np.unique(x), 0]).all()
-    assert np.isfinite(cuda_device.get(scattered)).all()
+    assert np.isfinite(cuda_device.get(dx)).all()
 
 
 def test_divisions_by_multiplication_are_exact():
     divisors = [*range(1, 200), 2**16 - 1, 2**16, 2**16 + 1, 2**30 - 1, 2**30, 2**31 - 1, 46341, 1_000_003]
     for divisor in divisors:
-        multiplier, shift = pooling._divisor(divisor)
+        multiplier, shift = pool_plan.divisor(divisor)
         assert multiplier < 2**32
         near = [k * divisor + d for k in (0, 1, 2, 3, (2**31 - 1) // divisor) for d in (-1, 0, 1)]
         for n in (*near, 2**31 - 1, 2**31 - 2, 2**30, 123_456_789):
@@ -294,40 +333,87 @@ def test_divisions_by_multiplication_are_exact():
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["3x3/1, padded", "overlapping, 8 lanes"])
+@pytest.mark.parametrize("name", ["3x3/1, padded", "overlapping, 8 lanes", "more tiles than one", "3d, 3/2 padded"])
 def test_results_are_the_same_bits_in_every_order(name):
     case = BY_NAME[name]
     x = np.random.default_rng(0).standard_normal(case.x).astype(np.float32)
     results = set()
     for seed in (None, None, 1, 2):
         with installed(HostLauncher(seed=seed)):
-            mean = pooling.avg_pool2d(x, *case.window[:3], case.ceil)
-            dx = pooling.avg_pool2d_input_grad(mean, case.x, *case.window[:3], case.ceil, False, None)
-            y, offsets = pooling.max_pool2d(x, *case.window, case.ceil)
-            scattered = pooling.max_pool2d_scatter(mean, offsets, case.x, *case.window)
-        results.add(b"".join(array.tobytes() for array in (mean, dx, y, scattered)))
+            mean = pooling.avg_pool(x, *case.window[:3], case.ceil)
+            dx = pooling.avg_pool_input_grad(mean, case.x, *case.window[:3], case.ceil, False, None)
+            y, offsets = pooling.max_pool(x, *case.window, case.ceil)
+            back = pooling.max_pool_scatter(mean, offsets, case.x, *case.window)
+            again = pooling.max_unpool(mean, np.zeros(mean.shape, np.int64), (3,) * (x.ndim - 2))
+        results.add(b"".join(array.tobytes() for array in (mean, dx, y, back, again)))
     assert len(results) == 1
 
 
 @needs_compiler
-def test_variants_by_window_and_type():
-    x = np.zeros((1, 1, 8, 8), np.float16)
-    chosen = {}
-    for name, array, window in [
-        ("fixed", x, ((3, 3), (2, 2), (1, 1))),
-        ("float64", x.astype(np.float64), ((3, 3), (2, 2), (1, 1))),
-        ("not square", x, ((3, 3), (2, 1), (1, 1))),
-    ]:
-        launcher = HostLauncher()
-        with installed(launcher):
-            y, offsets = pooling.max_pool2d(array, *window)
-            pooling.max_pool2d_scatter(y, offsets, x.shape, *window, (1, 1))
-        chosen[name] = [kernel.name for kernel in launcher.launches]
-    assert chosen == {
-        "fixed": ["max_pool2d_fixed<float16, 3, 2, 1>", "max_pool2d_scatter_fixed<float16, 3, 2, 1>"],
-        "float64": ["max_pool2d_any<double>", "max_pool2d_scatter_any<double>"],
-        "not square": ["max_pool2d_any<float16>", "max_pool2d_scatter_any<float16>"],
-    }
+def test_variants():
+    """Windows without common elements need no second pass; those that fit no tile go without staging."""
+    launcher = HostLauncher()
+    with installed(launcher):
+        for name in ("3x3/2, padded", "global, large: offsets of 2 bytes", "gaps between windows"):
+            case = BY_NAME[name]
+            x = np.zeros(case.x, np.float16)
+            y, offsets = pooling.max_pool(x, *case.window)
+            pooling.max_pool_scatter(y, offsets, x.shape, *case.window)
+    assert [kernel.name for kernel in launcher.launches] == [
+        "max_pool<float16, true>", "max_pool_scatter<float16>",
+        "max_pool<float16, true>", "max_pool_scatter<float16>",
+        "max_pool<float16, false>", "max_pool_scatter_large<float16>",
+    ]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.skipif(sanitizing(), reason="traced runs are without sanitizers")
+@pytest.mark.parametrize("width", [56, 35, 14, 7])
+def test_rows_of_any_width_are_read_in_whole_sectors_and_once(width):
+    shape = (4, 64, width, width)
+    x = np.zeros(shape, np.float32)
+    window = ((3, 3), (2, 2), (1, 1), (1, 1))
+    launcher = HostLauncher(trace=True)
+    with installed(launcher):
+        y, offsets = pooling.max_pool(x, *window)
+        pooling.max_pool_scatter(y, offsets, shape, *window)
+        halved = ((2, 2), (2, 2), (0, 0), False, True, None)
+        pooling.avg_pool_input_grad(pooling.avg_pool(x, *halved), shape, *halved)
+    for trace in launcher.traces:
+        assert trace.sectors() <= 1.2 * trace.least_sectors(), trace.kernel
+        assert trace.bytes_moved <= 1.01 * sum(array.nbytes for array in trace.arrays), trace.kernel
+
+
+@needs_compiler
+@pytest.mark.skipif(sanitizing(), reason="touches pages here and there of more memory than there may be")
+@pytest.mark.parametrize("size", [(256, 256), (16, 64, 64)], ids=str)
+def test_ends_of_arrays_beyond_2_31_elements(size):
+    rank, planes = len(size), 33_000
+    shape = (1, planes, *size)
+    window = ((2,) * rank, (2,) * rank, (0,) * rank)
+    x = np.empty(shape, np.float16)
+    assert x.size > 2**31
+    rng = np.random.default_rng(0)
+    for plane in (0, -1):
+        x[0, plane] = rng.standard_normal(size)
+    launcher = HostLauncher(ends_only=60)
+    with installed(launcher):
+        y, offsets = pooling.max_pool(x, *window, (1,) * rank)
+        indices = pooling.max_pool_indices(offsets, shape, *window, (1,) * rank)
+        gathered = pooling.max_pool_gather(x, offsets, *window, (1,) * rank)
+        dx = pooling.max_pool_scatter(y, offsets, shape, *window, (1,) * rank)
+        mean = pooling.avg_pool(x, *window)
+        share = pooling.avg_pool_input_grad(mean, shape, *window, False, True, None)
+    exact = [cpu.max_pool(x[:, -1:], *window, (1,) * rank), cpu.avg_pool(x[:, -1:], *window)]
+    rows = slice(-1, None)  # of the last plane: what the last blocks made
+    wanted = cpu.max_pool_indices(exact[0][1], (1, 1, *size), *window, (1,) * rank)
+    results = (y, exact[0][0]), (offsets, exact[0][1]), (gathered, exact[0][0]), (indices, wanted), (mean, exact[1])
+    for got, want in results:
+        np.testing.assert_array_equal(got[0, -1, rows], want[0, 0, rows])
+    back = cpu.max_pool_scatter(exact[0][0], exact[0][1], (1, 1, *size), *window, (1,) * rank)
+    np.testing.assert_array_equal(dx[0, -1, -2:], back[0, 0, -2:])
+    spread = cpu.avg_pool_input_grad(exact[1], (1, 1, *size), *window, False, True, None)
+    np.testing.assert_array_equal(share[0, -1, -2:], spread[0, 0, -2:])
 
 
 @needs_compiler
@@ -335,15 +421,15 @@ def test_a_plane_beyond_int32_is_an_error_before_anything_is_allocated():
     x = np.broadcast_to(np.float32(0), (1, 1, 2**16, 2**15))
     with (
         installed(HostLauncher()),
-        pytest.raises(ValueError, match=r"avg_pool2d: on CUDA one image .* 2147483647 elements, got 65536 x 32768"),
+        pytest.raises(ValueError, match=r"avg_pool: on CUDA one plane .* 2147483647 elements, got 65536 x 32768"),
     ):
-        pooling.avg_pool2d(x, (2, 2), (2, 2))
+        pooling.avg_pool(x, (2, 2), (2, 2), (0, 0))
 
 
 @needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_under_sanitizers():
-    chosen = "parity and not float64 and (not float16 or 2x2/2-bfloat16 or ceil-bfloat16)"
+    chosen = "parity and not float64 and not float16 and not exclude and not large"
     result = run_under_sanitizers(__file__, "-k", chosen)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "passed" in result.stdout

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from adjoint import kernels
 from adjoint.kernels.cpu import parallel
 
-pooling = importlib.import_module("adjoint.kernels.cpu.pooling")
 windows = importlib.import_module("adjoint.kernels.cpu.windows")
 
 # (shape, kernel_size, stride, padding, dilation, ceil_mode)
@@ -73,17 +72,17 @@ def naive_scatter(dy, offsets, x_shape, kernel_size, stride, padding, dilation, 
 
 def check_max(x, *arguments, seed=0):
     copy = x.copy()
-    y, offsets = kernels.max_pool2d(x, *arguments)
+    y, offsets = kernels.max_pool(x, *arguments)
     wanted, positions = naive_max(x, y.shape, *arguments)
     np.testing.assert_array_equal(y, wanted)
     np.testing.assert_array_equal(offsets, positions)
     assert y.dtype == x.dtype and y.flags.c_contiguous and offsets.flags.c_contiguous
     dy = np.random.default_rng(seed).standard_normal(y.shape).astype(x.dtype)
-    dx = kernels.max_pool2d_scatter(dy, offsets, x.shape, *arguments[:-1])
+    dx = kernels.max_pool_scatter(dy, offsets, x.shape, *arguments[:-1])
     assert dx.dtype == x.dtype and dx.flags.c_contiguous
     np.testing.assert_allclose(dx, naive_scatter(dy, offsets, x.shape, *arguments), rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(kernels.max_pool2d_gather(x, offsets, *arguments[:-1]), y)
-    indices = kernels.max_pool2d_indices(offsets, x.shape, *arguments[:-1])
+    np.testing.assert_array_equal(kernels.max_pool_gather(x, offsets, *arguments[:-1]), y)
+    indices = kernels.max_pool_indices(offsets, x.shape, *arguments[:-1])
     assert indices.dtype == np.int64
     n, c, _, _ = np.indices(y.shape)
     np.testing.assert_array_equal(x[n, c, indices // x.shape[3], indices % x.shape[3]], y)
@@ -119,22 +118,22 @@ def test_max_matches_pytorch(case):
     for x in (random(case[0]), rng.choice(np.array([0.0, 1.0, -np.inf, np.nan]), case[0])):
         tx = torch.tensor(x, requires_grad=True)
         ty, indices = torch.nn.functional.max_pool2d(tx, *case[1:], return_indices=True)
-        y, offsets = kernels.max_pool2d(x, *case[1:])
+        y, offsets = kernels.max_pool(x, *case[1:])
         np.testing.assert_array_equal(y, ty.detach())
-        np.testing.assert_array_equal(kernels.max_pool2d_indices(offsets, case[0], *case[1:5]), indices)
+        np.testing.assert_array_equal(kernels.max_pool_indices(offsets, case[0], *case[1:5]), indices)
         dy = random(y.shape, 3)
         ty.backward(torch.tensor(dy))
-        np.testing.assert_allclose(kernels.max_pool2d_scatter(dy, offsets, case[0], *case[1:5]), tx.grad, atol=1e-12)
+        np.testing.assert_allclose(kernels.max_pool_scatter(dy, offsets, case[0], *case[1:5]), tx.grad, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 @pytest.mark.parametrize("case", CASES[:5], ids=str)
 def test_gradient_that_is_not_finite_stays_in_its_place(case, value):
     x = random(case[0])
-    y, offsets = kernels.max_pool2d(x, *case[1:])
+    y, offsets = kernels.max_pool(x, *case[1:])
     dy = random(y.shape, 1)
     dy[0, 0, 0, 0] = value
-    dx = kernels.max_pool2d_scatter(dy, offsets, case[0], *case[1:5])
+    dx = kernels.max_pool_scatter(dy, offsets, case[0], *case[1:5])
     np.testing.assert_allclose(dx, naive_scatter(dy, offsets, case[0], *case[1:]), atol=1e-12)
     assert np.count_nonzero(~np.isfinite(dx)) == 1
 
@@ -163,11 +162,11 @@ def naive_avg(x, shape, kernel_size, stride, padding, count_include_pad, divisor
 
 def check_avg(x, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, rtol=1e-9, atol=1e-9):
     arguments = (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    y = kernels.avg_pool2d(x, *arguments)
+    y = kernels.avg_pool(x, *arguments)
     wanted, transposed = naive_avg(x, y.shape, kernel_size, stride, padding, count_include_pad, divisor_override)
     np.testing.assert_allclose(y.astype(np.float64), wanted, rtol, atol)
     dy = random(y.shape, 4, x.dtype)
-    dx = kernels.avg_pool2d_input_grad(dy, x.shape, *arguments)
+    dx = kernels.avg_pool_input_grad(dy, x.shape, *arguments)
     np.testing.assert_allclose(dx.astype(np.float64), transposed(dy), rtol, atol)
     assert y.dtype == dx.dtype == x.dtype and y.flags.c_contiguous and dx.flags.c_contiguous
 
@@ -188,10 +187,10 @@ def test_avg_matches_pytorch(case, count_include_pad, divisor_override):
     x = random(shape)
     tx = torch.tensor(x, requires_grad=True)
     ty = torch.nn.functional.avg_pool2d(tx, *arguments)
-    np.testing.assert_allclose(kernels.avg_pool2d(x, *arguments), ty.detach(), atol=1e-12)
+    np.testing.assert_allclose(kernels.avg_pool(x, *arguments), ty.detach(), atol=1e-12)
     dy = random(ty.shape, 1)
     ty.backward(torch.tensor(dy))
-    np.testing.assert_allclose(kernels.avg_pool2d_input_grad(dy, shape, *arguments), tx.grad, atol=1e-12)
+    np.testing.assert_allclose(kernels.avg_pool_input_grad(dy, shape, *arguments), tx.grad, atol=1e-12)
 
 
 small = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -222,8 +221,8 @@ def test_pieces_of_any_size_on_any_threads(case, monkeypatch):
     x = random(shape, dtype=np.float32)
 
     def run():
-        y, offsets = kernels.max_pool2d(x, *case[1:])
-        dx = kernels.max_pool2d_scatter(y, offsets, shape, *case[1:5])
+        y, offsets = kernels.max_pool(x, *case[1:])
+        dx = kernels.max_pool_scatter(y, offsets, shape, *case[1:5])
         return y, offsets, dx
 
     wanted = run()
@@ -243,13 +242,13 @@ def test_pieces_of_any_size_on_any_threads(case, monkeypatch):
 def test_half_types(case, dtype):
     shape, kernel_size, stride, padding, _, ceil_mode = case
     x = random(shape, dtype=dtype)
-    y, offsets = kernels.max_pool2d(x, *case[1:])
-    wide, same = kernels.max_pool2d(x.astype(np.float32), *case[1:])
+    y, offsets = kernels.max_pool(x, *case[1:])
+    wide, same = kernels.max_pool(x.astype(np.float32), *case[1:])
     np.testing.assert_array_equal(y, wide.astype(dtype))
     np.testing.assert_array_equal(offsets, same)
     dy = random(y.shape, 1, dtype)
-    exact = kernels.max_pool2d_scatter(dy.astype(np.float32), offsets, shape, *case[1:5])
-    np.testing.assert_array_equal(kernels.max_pool2d_scatter(dy, offsets, shape, *case[1:5]), exact.astype(dtype))
+    exact = kernels.max_pool_scatter(dy.astype(np.float32), offsets, shape, *case[1:5])
+    np.testing.assert_array_equal(kernels.max_pool_scatter(dy, offsets, shape, *case[1:5]), exact.astype(dtype))
     step = 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001
     check_avg(x, kernel_size, stride, padding, ceil_mode, True, None, rtol=step, atol=1e-6)
 
@@ -265,23 +264,23 @@ def test_any_strides(case):
     ):
         check_max(view, *case[1:])
         check_avg(view, *case[1:4], case[5], True, None)
-        y, offsets = kernels.max_pool2d(view, *case[1:])
-        turned = kernels.max_pool2d_scatter(y[::-1], offsets[::-1], case[0], *case[1:5])
-        np.testing.assert_array_equal(turned, kernels.max_pool2d_scatter(y, offsets, case[0], *case[1:5])[::-1])
+        y, offsets = kernels.max_pool(view, *case[1:])
+        turned = kernels.max_pool_scatter(y[::-1], offsets[::-1], case[0], *case[1:5])
+        np.testing.assert_array_equal(turned, kernels.max_pool_scatter(y, offsets, case[0], *case[1:5])[::-1])
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4)])
 def test_empty(shape):
-    y, offsets = kernels.max_pool2d(np.zeros(shape), (2, 2), (2, 2))
+    y, offsets = kernels.max_pool(np.zeros(shape), (2, 2), (2, 2), (0, 0), (1, 1))
     assert y.shape == offsets.shape == (*shape[:2], 2, 2)
-    assert kernels.max_pool2d_scatter(y, offsets, shape, (2, 2), (2, 2), (0, 0), (1, 1)).shape == shape
-    assert kernels.avg_pool2d(np.zeros(shape), (2, 2), (2, 2)).shape == y.shape
+    assert kernels.max_pool_scatter(y, offsets, shape, (2, 2), (2, 2), (0, 0), (1, 1)).shape == shape
+    assert kernels.avg_pool(np.zeros(shape), (2, 2), (2, 2), (0, 0)).shape == y.shape
 
 
 @pytest.mark.parametrize("kernel, dtype", [((16, 16), np.uint8), ((16, 17), np.int16), ((200, 200), np.int32)])
 def test_type_of_the_offsets(kernel, dtype):
     x = random((1, 1, *kernel), dtype=np.float32)
-    y, offsets = kernels.max_pool2d(x, kernel, (1, 1))
+    y, offsets = kernels.max_pool(x, kernel, (1, 1), (0, 0), (1, 1))
     assert offsets.dtype == dtype and offsets.item() == x.argmax() and y.item() == x.max()
 
 
@@ -305,34 +304,35 @@ def test_type_of_the_offsets(kernel, dtype):
     ids=str,
 )
 def test_wrong_shapes_and_settings(changes, message):
-    arguments = {"x": np.zeros((1, 3, 5, 5)), "kernel_size": (3, 3), "stride": (2, 2)} | changes
-    for operation in ("max_pool2d", "avg_pool2d"):
-        with pytest.raises(ValueError, match=f"^{operation}: {message}"):
-            getattr(kernels, operation)(**arguments)
+    arguments = {"x": np.zeros((1, 3, 5, 5)), "kernel_size": (3, 3), "stride": (2, 2), "padding": (0, 0)} | changes
+    with pytest.raises(ValueError, match=f"^max_pool2d: {message}"):
+        kernels.max_pool(**arguments, dilation=(1, 1))
+    with pytest.raises(ValueError, match=f"^avg_pool2d: {message}"):
+        kernels.avg_pool(**arguments)
 
 
 def test_other_wrong_settings():
     x = np.zeros((1, 1, 1, 4))
     with pytest.raises(ValueError, match=r"max_pool2d: dilation must be two integers of at least 1, got \(0, 1\)"):
-        kernels.max_pool2d(x, (1, 1), (1, 1), dilation=(0, 1))
+        kernels.max_pool(x, (1, 1), (1, 1), (0, 0), (0, 1))
     with pytest.raises(ValueError, match="max_pool2d: a window holds no element of the input: height 1 with kernel 2"):
-        kernels.max_pool2d(x, (2, 1), (1, 1), (1, 0), (2, 1))
+        kernels.max_pool(x, (2, 1), (1, 1), (1, 0), (2, 1))
     with pytest.raises(ValueError, match="avg_pool2d: divisor_override must be an integer other than 0, got 0"):
-        kernels.avg_pool2d(x, (1, 1), (1, 1), divisor_override=0)
+        kernels.avg_pool(x, (1, 1), (1, 1), (0, 0), divisor_override=0)
     with pytest.raises(TypeError, match="max_pool2d: x must be float32, float64, float16 or bfloat16, got int32"):
-        kernels.max_pool2d(x.astype(np.int32), (1, 1), (1, 1))
+        kernels.max_pool(x.astype(np.int32), (1, 1), (1, 1), (0, 0), (1, 1))
 
 
 def test_gradients_that_do_not_belong():
     x = np.zeros((1, 1, 6, 6))
-    _, offsets = kernels.max_pool2d(x, (2, 2), (2, 2))
+    _, offsets = kernels.max_pool(x, (2, 2), (2, 2), (0, 0), (1, 1))
     arguments = ((2, 2), (2, 2), (0, 0))
     with pytest.raises(ValueError, match=r"max_pool2d_scatter: the gradient must have the shape \(1, 1, 3, 3\)"):
-        kernels.max_pool2d_scatter(np.zeros((1, 1, 3, 2)), offsets, x.shape, *arguments, (1, 1))
+        kernels.max_pool_scatter(np.zeros((1, 1, 3, 2)), offsets, x.shape, *arguments, (1, 1))
     message = r"max_pool2d_gather: the pooled shape \(1, 1, 3, 3\) does not belong to the input \(1, 1, 8, 8\)"
     with pytest.raises(ValueError, match=message):
-        kernels.max_pool2d_gather(np.zeros((1, 1, 8, 8)), offsets, *arguments, (1, 1))
+        kernels.max_pool_gather(np.zeros((1, 1, 8, 8)), offsets, *arguments, (1, 1))
     with pytest.raises(TypeError, match="max_pool2d_indices: offsets must be uint8, int16 or int32, got int64"):
-        kernels.max_pool2d_indices(offsets.astype(np.int64), x.shape, *arguments, (1, 1))
+        kernels.max_pool_indices(offsets.astype(np.int64), x.shape, *arguments, (1, 1))
     with pytest.raises(ValueError, match=r"avg_pool2d_input_grad: the gradient must have the shape \(1, 1, 3, 3\)"):
-        kernels.avg_pool2d_input_grad(np.zeros((1, 1, 2, 3)), x.shape, *arguments, False, True, None)
+        kernels.avg_pool_input_grad(np.zeros((1, 1, 2, 3)), x.shape, *arguments, False, True, None)

@@ -1,22 +1,34 @@
 """The kernels on NumPy arrays; `adjoint.kernels` describes and checks the arguments."""
 
 from .activation import activation, activation_input_grad, activation_scale, activation_with_slope, glu, glu_input_grad
+from .adaptive_pooling import (
+    adaptive_avg_pool,
+    adaptive_avg_pool_input_grad,
+    adaptive_max_pool,
+    adaptive_max_pool_gather,
+    adaptive_max_pool_scatter,
+)
+from .avg_pooling import (
+    avg_pool,
+    avg_pool_input_grad,
+    lp_pool,
+    lp_pool_input_grad,
+)
 from .batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
 from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu_grad
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .dropout import dropout, dropout_grad
 from .grad_norm import clip_grad_norm, clip_grads, grad_norm
-from .optimizer import adam, sgd
-from .pooling import (
-    avg_pool2d,
-    avg_pool2d_input_grad,
-    max_pool2d,
-    max_pool2d_gather,
-    max_pool2d_indices,
-    max_pool2d_scatter,
+from .max_pooling import (
+    max_pool,
+    max_pool_gather,
+    max_pool_indices,
+    max_pool_scatter,
 )
+from .optimizer import adam, sgd
 from .softmax import log_softmax, log_softmax_input_grad, softmax, softmax_input_grad
 from .softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_scale
+from .unpooling import max_unpool, max_unpool_input_grad
 
 __all__ = [
     "activation",
@@ -24,8 +36,13 @@ __all__ = [
     "activation_scale",
     "activation_with_slope",
     "adam",
-    "avg_pool2d",
-    "avg_pool2d_input_grad",
+    "adaptive_avg_pool",
+    "adaptive_avg_pool_input_grad",
+    "adaptive_max_pool",
+    "adaptive_max_pool_gather",
+    "adaptive_max_pool_scatter",
+    "avg_pool",
+    "avg_pool_input_grad",
     "batch_norm",
     "batch_norm_grad",
     "batch_norm_inference",
@@ -43,10 +60,14 @@ __all__ = [
     "grad_norm",
     "log_softmax",
     "log_softmax_input_grad",
-    "max_pool2d",
-    "max_pool2d_gather",
-    "max_pool2d_indices",
-    "max_pool2d_scatter",
+    "lp_pool",
+    "lp_pool_input_grad",
+    "max_pool",
+    "max_pool_gather",
+    "max_pool_indices",
+    "max_pool_scatter",
+    "max_unpool",
+    "max_unpool_input_grad",
     "prelu",
     "prelu_grad",
     "sgd",

@@ -1,4 +1,4 @@
-"""Pooling of planes (planes, H, W) tap by tap on strided views.
+"""Pooling of planes (planes, *spatial) tap by tap on strided views.
 
 This is exact for NaN and for windows of nothing but -inf, and does not mind large strides; `windows` is
 faster on everything else.
@@ -7,22 +7,29 @@ faster on everything else.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-from ..geometry import Pair
-
 
 class Window(NamedTuple):
-    """The settings of a pooling of (H, W) = size to (P, Q) = pooled."""
+    """The settings of a pooling of `size` to `pooled`, one number for each axis."""
 
-    size: Pair
-    pooled: Pair
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    size: tuple[int, ...]
+    pooled: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+class Span(NamedTuple):
+    """A tap of one axis: the outputs for which it is inside the input, and what it sees from them."""
+
+    tap: int
+    out: slice
+    source: slice
 
 
 def maximum(x: np.ndarray, window: Window, y: np.ndarray, offsets: np.ndarray) -> None:
@@ -42,11 +49,6 @@ def scatter(dy: np.ndarray, offsets: np.ndarray, window: Window, dx: np.ndarray)
         dx[source] += np.where(offsets[out] == tap, dy[out], 0)
 
 
-def gather(x: np.ndarray, offsets: np.ndarray, window: Window, y: np.ndarray) -> None:
-    for tap, out, source in _taps(window):
-        np.copyto(y[out], x[source], where=offsets[out] == tap)
-
-
 def total(x: np.ndarray, window: Window, y: np.ndarray) -> None:
     y.fill(0)
     for _, out, source in _taps(window):
@@ -59,15 +61,17 @@ def spread(dy: np.ndarray, window: Window, dx: np.ndarray) -> None:
         dx[source] += dy[out]
 
 
+def spans(window: Window, axis: int) -> list[Span]:
+    """The taps of one axis."""
+    size, count, taps, step, pad, gap = (setting[axis] for setting in window)
+    return [Span(tap, *_span(size, count, tap * gap - pad, step)) for tap in range(taps)]
+
+
 def _taps(window: Window) -> Iterator[tuple[int, tuple, tuple]]:
     """For each tap: its offset, the outputs for which it is inside the input, and what it sees from them."""
-    spans = [
-        [_span(size, count, tap * gap - pad, step) for tap in range(taps)]
-        for size, count, taps, step, pad, gap in zip(*window, strict=True)
-    ]
-    for i, (out_rows, rows) in enumerate(spans[0]):
-        for j, (out_columns, columns) in enumerate(spans[1]):
-            yield i * len(spans[1]) + j, (..., out_rows, out_columns), (..., rows, columns)
+    axes = [spans(window, axis) for axis in range(len(window.size))]
+    for number, taps in enumerate(product(*axes)):
+        yield number, (..., *(span.out for span in taps)), (..., *(span.source for span in taps))
 
 
 def _span(size: int, count: int, first: int, step: int) -> tuple[slice, slice]:

@@ -1,291 +1,352 @@
-"""Pooling on CUDA: chooses the variant and describes the pooling to it. The kernels are in src/*_pool.cu."""
+"""Pooling on CUDA: describes the pooling to the kernels in src/max_pool.cu, src/avg_pool.cu and src/max_unpool.cu."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from .. import geometry
-from ..geometry import Pair, Shape
+from ..geometry import pooling as geometry
+from ..geometry.pooling import Sizes
 from . import launch
 from .launch import Kernel
+from .pool_plan import BLOCK, DIVISOR, LARGEST_PLANE, Plan, Pooling, divisor, plan
 
 Array = Any
-Window = tuple[int, int, int]
 
-# Square windows (kernel, stride, padding) that have kernels of their own, in every type but float64.
-_FIXED = ((2, 2, 0), (3, 2, 0), (3, 2, 1), (3, 1, 1))
+# What moves elements needs to know their size only.
+_BITS = {2: "int16", 4: "int32", 8: "int64"}
 
-_BLOCK = 256
-_COLUMNS = 4  # input columns of one thread in a kernel for a fixed window
-_WORK_PER_SLAB = 2**30  # of planes; the numbers of its places must stay below 2^31
-_LARGEST_PLANE = 2**31 - 1  # positions in a plane are int32
-
-# From so many elements of a window on, so many neighbouring threads share one average.
-_LANES = ((512, 32), (32, 8), (0, 1))
-
-_DIVISOR = np.dtype([("multiplier", np.uint32), ("shift", np.int32)], align=True)
-_POOL = np.dtype(
+_UNPOOL_CHUNK = 2048
+_PLANES = np.dtype(
     [
         ("planes", np.int64),
-        ("planes_per_slab", np.int32),
-        ("rows", np.int32),
-        ("groups", np.int32),
-        ("by_rows", _DIVISOR),
-        ("by_groups", _DIVISOR),
-        ("input", np.int32, 2),
-        ("output", np.int32, 2),
-        ("kernel", np.int32, 2),
-        ("stride", np.int32, 2),
-        ("padding", np.int32, 2),
-        ("dilation", np.int32, 2),
-        ("by_kernel_w", _DIVISOR),
-        ("by_stride", _DIVISOR, 2),
-        ("offset_bytes", np.int32),
-        ("count_include_pad", np.int32),
-        ("lanes", np.int32),
-        ("divisor", np.float64),
+        *((name, np.int32) for name in ("planes_per_block", "elements", "others", "chunk", "chunks")),
+        ("by_elements", DIVISOR),
+        ("by_chunks", DIVISOR),
     ],
     align=True,
 )
 
 
-def max_pool2d(
-    x: Array,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair = (0, 0),
-    dilation: Pair = (1, 1),
-    ceil_mode: bool = False,
+def max_pool(
+    x: Array, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool = False
 ) -> tuple[Array, Array]:
-    shape = geometry.max_pool2d(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    pool = _Pooling("max_pool2d", x.shape, shape, kernel_size, stride, padding, dilation)
-    fixed = pool.fixed(x.dtype)
-    x = launch.contiguous(x)
-    y = launch.empty(shape, x.dtype, x)
-    offsets = launch.empty(shape, _offset_dtype(kernel_size), x)
-    pool.launch(pool.variant(x.dtype, fixed), (x, y, offsets), pool.over_output(fixed), offsets=offsets)
-    return y, offsets
+    shape = geometry.max_pool(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    offset = _offset_dtype(kernel_size)
+    pooling = Pooling(
+        "max_pool", x.shape, shape, kernel_size, stride, padding, dilation, x.dtype.itemsize,
+        offset_bytes=offset.itemsize,
+    )  # fmt: skip
+    return _maxima(x, pooling, offset)
 
 
-def max_pool2d_scatter(
+def max_pool_scatter(
     dy: Array,
     offsets: Array,
-    input_shape: Shape,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    input_shape: Sizes,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
 ) -> Array:
-    pool = _Pooling("max_pool2d_scatter", input_shape, dy.shape, kernel_size, stride, padding, dilation)
-    fixed = pool.fixed(dy.dtype) if offsets.dtype == np.uint8 else None
-    dy, offsets = launch.contiguous(dy), launch.contiguous(offsets)
-    dx = launch.empty(input_shape, dy.dtype, dy)
-    pool.launch(pool.variant(dy.dtype, fixed), (dy, offsets, dx), pool.over_input(fixed), offsets=offsets)
-    return dx
+    pooling = Pooling(
+        "max_pool_scatter", input_shape, dy.shape, kernel_size, stride, padding, dilation, dy.dtype.itemsize,
+        offset_bytes=offsets.dtype.itemsize,
+    )  # fmt: skip
+    return _scattered(dy, offsets, pooling)
 
 
-def max_pool2d_gather(
-    x: Array, offsets: Array, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+def max_pool_gather(
+    x: Array, offsets: Array, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
 ) -> Array:
-    pool = _Pooling("max_pool2d_gather", x.shape, offsets.shape, kernel_size, stride, padding, dilation)
-    kernel = Kernel("max_pool.cu", f"max_pool2d_gather<{launch.c_type(x.dtype)}>")
+    size = x.dtype.itemsize
+    pooling = Pooling(
+        "max_pool_gather", x.shape, offsets.shape, kernel_size, stride, padding, dilation, size,
+        offset_bytes=offsets.dtype.itemsize,
+    )  # fmt: skip
+    how = _plan(pooling, "places")
     x, offsets = launch.contiguous(x), launch.contiguous(offsets)
     y = launch.empty(offsets.shape, x.dtype, x)
-    pool.launch(kernel, (x, offsets, y), pool.over_output(), offsets=offsets)
+    if how is not None:
+        _run(Kernel("max_pool.cu", f"max_pool_gather<{_BITS[size]}>"), how, _bits(x), offsets, _bits(y))
     return y
 
 
-def max_pool2d_indices(
-    offsets: Array, input_shape: Shape, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+def max_pool_indices(
+    offsets: Array, input_shape: Sizes, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes
 ) -> Array:
-    pool = _Pooling("max_pool2d_indices", input_shape, offsets.shape, kernel_size, stride, padding, dilation)
-    kernel = Kernel("max_pool.cu", "max_pool2d_indices<int64>")
+    pooling = Pooling(
+        "max_pool_indices", input_shape, offsets.shape, kernel_size, stride, padding, dilation, 8,
+        offset_bytes=offsets.dtype.itemsize,
+    )  # fmt: skip
+    how = _plan(pooling, "places")
     offsets = launch.contiguous(offsets)
     indices = launch.empty(offsets.shape, np.int64, offsets)
-    pool.launch(kernel, (offsets, indices), pool.over_output(), offsets=offsets)
+    if how is not None:
+        _run(Kernel("max_pool.cu", "max_pool_indices<int64>"), how, offsets, indices)
     return indices
 
 
-def avg_pool2d(
+def avg_pool(
     x: Array,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair = (0, 0),
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Array:
-    shape = geometry.avg_pool2d(x.shape, kernel_size, stride, padding, ceil_mode, divisor_override)
-    pool = _Pooling("avg_pool2d", x.shape, shape, kernel_size, stride, padding)
-    fixed = pool.fixed(x.dtype)
-    taps = kernel_size[0] * kernel_size[1]
-    lanes = 1 if fixed else next(lanes for least, lanes in _LANES if taps >= least)
-    x = launch.contiguous(x)
-    y = launch.empty(shape, x.dtype, x)
-    pool.launch(
-        pool.variant(x.dtype, fixed),
-        (x, y),
-        pool.over_output(fixed),
-        lanes=lanes,
-        count_include_pad=count_include_pad,
-        divisor=pool.common_divisor(count_include_pad, divisor_override),
+    shape = geometry.avg_pool(x.shape, kernel_size, stride, padding, ceil_mode, divisor_override)
+    pooling = _averages(
+        "avg_pool", x.shape, shape, x.dtype, kernel_size, stride, padding, count_include_pad, divisor_override
     )
-    return y
+    return _averaged(x, pooling)
 
 
-def avg_pool2d_input_grad(
+def avg_pool_input_grad(
     dy: Array,
-    input_shape: Shape,
-    kernel_size: Pair,
-    stride: Pair,
-    padding: Pair,
+    input_shape: Sizes,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Array:
-    pool = _Pooling("avg_pool2d_input_grad", input_shape, dy.shape, kernel_size, stride, padding)
-    fixed = pool.fixed(dy.dtype)
-    dy = launch.contiguous(dy)
-    dx = launch.empty(input_shape, dy.dtype, dy)
-    pool.launch(
-        pool.variant(dy.dtype, fixed),
-        (dy, dx),
-        pool.over_input(fixed),
-        count_include_pad=count_include_pad,
-        divisor=pool.common_divisor(count_include_pad, divisor_override),
-    )
+    pooling = _averages(
+        "avg_pool_input_grad", input_shape, dy.shape, dy.dtype, kernel_size, stride, padding, count_include_pad,
+        divisor_override,
+    )  # fmt: skip
+    return _spread(dy, pooling)
+
+
+def lp_pool(x: Array, norm_type: float, kernel_size: Sizes, stride: Sizes, ceil_mode: bool = False) -> Array:
+    shape = geometry.lp_pool(x.shape, norm_type, kernel_size, stride, ceil_mode)
+    return _averaged(x, _norms("lp_pool", x.shape, shape, x.dtype, norm_type, kernel_size, stride))
+
+
+def lp_pool_input_grad(
+    dy: Array, x: Array, y: Array, norm_type: float, kernel_size: Sizes, stride: Sizes, ceil_mode: bool
+) -> Array:
+    return _spread(dy, _norms("lp_pool_input_grad", x.shape, dy.shape, dy.dtype, norm_type, kernel_size, stride), x, y)
+
+
+def adaptive_max_pool(x: Array, output_size: Sizes) -> tuple[Array, Array]:
+    shape = geometry.adaptive_pool("adaptive_max_pool", x.shape, output_size)
+    pooling = _adaptive("adaptive_max_pool", x.shape, shape, x.dtype)._replace(offset_bytes=8)
+    return _maxima(x, pooling, np.dtype(np.int64))
+
+
+def adaptive_max_pool_scatter(dy: Array, indices: Array, input_shape: Sizes) -> Array:
+    pooling = _adaptive("adaptive_max_pool_scatter", input_shape, dy.shape, dy.dtype)._replace(offset_bytes=8)
+    return _scattered(dy, indices, pooling)
+
+
+def adaptive_max_pool_gather(x: Array, indices: Array) -> Array:
+    return _gathered("adaptive_max_pool_gather", x, launch.contiguous(indices), None)
+
+
+def adaptive_avg_pool(x: Array, output_size: Sizes) -> Array:
+    shape = geometry.adaptive_pool("adaptive_avg_pool", x.shape, output_size)
+    return _averaged(x, _adaptive("adaptive_avg_pool", x.shape, shape, x.dtype))
+
+
+def adaptive_avg_pool_input_grad(dy: Array, input_shape: Sizes) -> Array:
+    return _spread(dy, _adaptive("adaptive_avg_pool_input_grad", input_shape, dy.shape, dy.dtype))
+
+
+def max_unpool(x: Array, indices: Array, output_size: Sizes) -> Array:
+    size = x.dtype.itemsize
+    x, indices = launch.contiguous(x), launch.contiguous(indices)
+    y = launch.empty((*x.shape[:2], *output_size), x.dtype, x)
+    if y.size:
+        winners = _winners("max_unpool", indices, y)
+        kernel = Kernel("max_unpool.cu", f"max_unpool<{_BITS[size]}>")
+        _over_planes(kernel, "max_unpool", y.shape, x.shape, _bits(x), winners, _bits(y))
+    return y
+
+
+def max_unpool_input_grad(dy: Array, indices: Array) -> Array:
+    dy, indices = launch.contiguous(dy), launch.contiguous(indices)
+    return _gathered("max_unpool_input_grad", dy, indices, _winners("max_unpool_input_grad", indices, dy))
+
+
+def _maxima(x: Array, pooling: Pooling, offset: np.dtype) -> tuple[Array, Array]:
+    how = _plan(pooling, "max")
+    x = launch.contiguous(x)
+    y = launch.empty(pooling.y_shape, x.dtype, x)
+    offsets = launch.empty(pooling.y_shape, offset, x)
+    if how is not None:
+        _run(_variant("max_pool", launch.c_type(x.dtype), how.staged), how, x, y, offsets)
+    return y, offsets
+
+
+def _scattered(dy: Array, offsets: Array, pooling: Pooling) -> Array:
+    how = _plan(pooling, "scatter")
+    dy, offsets = launch.contiguous(dy), launch.contiguous(offsets)
+    dx = launch.empty(pooling.x_shape, dy.dtype, dy)
+    if how is None:
+        dx.fill(0)
+        return dx
+    name = "max_pool_scatter" if how.staged else "max_pool_scatter_large"
+    _run(Kernel("max_pool.cu", f"{name}<{launch.c_type(dy.dtype)}>"), how, dy, offsets, dx)
     return dx
 
 
-class _Pooling:
-    """One pooling, and how its kernels are chosen and launched."""
-
-    def __init__(
-        self,
-        operation: str,
-        x_shape: Shape,
-        y_shape: Shape,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair = (1, 1),
-    ) -> None:
-        if x_shape[2] * x_shape[3] > _LARGEST_PLANE:
-            raise ValueError(
-                f"{operation}: on CUDA one image of one channel may have {_LARGEST_PLANE} elements, "
-                f"got {x_shape[2]} x {x_shape[3]}"
-            )
-        self.operation = operation
-        self.planes = x_shape[0] * x_shape[1]
-        self.input, self.output = tuple(x_shape[2:]), tuple(y_shape[2:])
-        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
-
-    def fixed(self, dtype: Any) -> Window | None:
-        """The window, where it has kernels of its own."""
-        window = (self.kernel_size[0], self.stride[0], self.padding[0])
-        square = all(len(set(pair)) == 1 for pair in (self.kernel_size, self.stride, self.padding))
-        if square and window in _FIXED and self.dilation == (1, 1) and dtype != np.float64:
-            return window
-        return None
-
-    def variant(self, dtype: Any, fixed: Window | None) -> Kernel:
-        return _variant(self.operation, launch.c_type(dtype), fixed)
-
-    def over_input(self, fixed: Window | None = None) -> Pair:
-        """Rows and groups of columns of a plane, where threads take elements of the input."""
-        return self.input[0], launch.divide_up(self.input[1], _COLUMNS if fixed else 1)
-
-    def over_output(self, fixed: Window | None = None) -> Pair:
-        """The same, where threads take elements of the output."""
-        return self.output[0], launch.divide_up(self.output[1], _COLUMNS // fixed[1] if fixed else 1)
-
-    def common_divisor(self, count_include_pad: bool, divisor_override: int | None) -> float:
-        """What every window is divided by; 0 where windows differ."""
-        if divisor_override is not None:
-            return float(divisor_override)
-        whole = all(
-            (count - 1) * stride + taps <= size + 2 * pad
-            for count, stride, taps, size, pad in zip(
-                self.output, self.stride, self.kernel_size, self.input, self.padding, strict=True
-            )
-        )
-        if whole and (count_include_pad or self.padding == (0, 0)):
-            return float(self.kernel_size[0] * self.kernel_size[1])
-        return 0.0
-
-    def launch(
-        self,
-        kernel: Kernel,
-        arrays: tuple[Array, ...],
-        over: Pair,
-        offsets: Array | None = None,
-        lanes: int = 1,
-        count_include_pad: bool = False,
-        divisor: float = 0.0,
-    ) -> None:
-        rows, groups = over
-        planes_per_slab = min(max(1, _WORK_PER_SLAB // (rows * groups)), max(1, self.planes))
-        # A stride or dilation that no window ever uses may be any number.
-        stride, dilation = (tuple(min(n, 2**30) for n in pair) for pair in (self.stride, self.dilation))
-        pool = launch.struct(
-            _POOL,
-            planes=self.planes,
-            planes_per_slab=planes_per_slab,
-            rows=rows,
-            groups=groups,
-            by_rows=_divisor(rows),
-            by_groups=_divisor(groups),
-            input=self.input,
-            output=self.output,
-            kernel=self.kernel_size,
-            stride=stride,
-            padding=self.padding,
-            dilation=dilation,
-            by_kernel_w=_divisor(self.kernel_size[1]),
-            by_stride=[_divisor(n) for n in stride],
-            offset_bytes=0 if offsets is None else offsets.dtype.itemsize,
-            count_include_pad=count_include_pad,
-            lanes=lanes,
-            divisor=divisor,
-        )
-        threads = planes_per_slab * rows * groups * lanes
-        grid = (launch.divide_up(threads, _BLOCK), launch.divide_up(self.planes, planes_per_slab))
-        launch.launch(kernel, grid, (_BLOCK,), (*arrays, pool))
+def _averaged(x: Array, pooling: Pooling) -> Array:
+    how = _plan(pooling, "average")
+    x = launch.contiguous(x)
+    y = launch.empty(pooling.y_shape, x.dtype, x)
+    if how is not None:
+        _run(_variant("avg_pool", launch.c_type(x.dtype), how.staged), how, x, y)
+    return y
 
 
-def _variant(operation: str, scalar: str, fixed: Window | None = None) -> Kernel:
-    source = "max_pool.cu" if operation.startswith("max") else "avg_pool.cu"
-    if fixed:
-        return Kernel(source, f"{operation}_fixed<{scalar}, {fixed[0]}, {fixed[1]}, {fixed[2]}>")
-    return Kernel(source, f"{operation}_any<{scalar}>")
+def _spread(dy: Array, pooling: Pooling, x: Array | None = None, y: Array | None = None) -> Array:
+    how = _plan(pooling, "spread")
+    dy = launch.contiguous(dy)
+    dx = launch.empty(pooling.x_shape, dy.dtype, dy)
+    if how is None:
+        dx.fill(0)
+        return dx
+    x, y = (None if array is None else launch.contiguous(array) for array in (x, y))
+    _run(_variant("avg_pool_input_grad", launch.c_type(dy.dtype), how.staged), how, dy, x, y, dx)
+    return dx
 
 
-def _offset_dtype(kernel_size: Pair) -> np.dtype:
-    window = kernel_size[0] * kernel_size[1]
+def _plan(pooling: Pooling, direction: str) -> Plan | None:
+    """The plan, None where there is nothing to launch."""
+    return plan(pooling, direction) if prod(pooling.y_shape) else None
+
+
+def _run(kernel: Kernel, how: Plan, *arrays: Array | None) -> None:
+    launch.launch(kernel, how.grid, (BLOCK,), (*arrays, how.pool), how.shared_bytes)
+
+
+def _variant(name: str, scalar: str, staged: bool) -> Kernel:
+    source = "max_pool.cu" if name == "max_pool" else "avg_pool.cu"
+    return Kernel(source, f"{name}<{scalar}, {'true' if staged else 'false'}>")
+
+
+def _averages(
+    operation: str,
+    x_shape: Sizes,
+    y_shape: Sizes,
+    dtype: Any,
+    kernel_size: Sizes,
+    stride: Sizes,
+    padding: Sizes,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Pooling:
+    inside = all(
+        (count - 1) * step + taps <= size + 2 * pad
+        for count, step, taps, size, pad in zip(y_shape[2:], stride, kernel_size, x_shape[2:], padding, strict=True)
+    )
+    if divisor_override is not None:
+        common = float(divisor_override)
+    else:
+        common = float(prod(kernel_size)) if inside and (count_include_pad or not any(padding)) else 0.0
+    ones = (1,) * len(kernel_size)
+    return Pooling(
+        operation, tuple(x_shape), tuple(y_shape), kernel_size, stride, padding, ones, dtype.itemsize,
+        count_include_pad=count_include_pad, divisor=common,
+    )  # fmt: skip
+
+
+def _norms(
+    operation: str, x_shape: Sizes, y_shape: Sizes, dtype: Any, norm_type: float, kernel_size: Sizes, stride: Sizes
+) -> Pooling:
+    padding = (0,) * len(kernel_size)
+    pooling = _averages(operation, x_shape, y_shape, dtype, kernel_size, stride, padding, False, None)
+    return pooling._replace(norm=float(norm_type))
+
+
+def _adaptive(operation: str, x_shape: Sizes, y_shape: Sizes, dtype: Any) -> Pooling:
+    """Its kernel size is the largest window's, which numbers the taps."""
+    sizes = zip(x_shape[2:], y_shape[2:], strict=True)
+    kernel = tuple(min(size, -(-size // max(1, count)) + (size % max(1, count) > 0)) for size, count in sizes)
+    ones = (1,) * len(kernel)
+    return Pooling(
+        operation, tuple(x_shape), tuple(y_shape), kernel, ones, (0,) * len(kernel), ones, dtype.itemsize,
+        adaptive=True,
+    )  # fmt: skip
+
+
+def _offset_dtype(kernel_size: Sizes) -> np.dtype:
+    window = prod(kernel_size)
     return np.dtype(np.uint8 if window <= 256 else np.int16 if window <= 32768 else np.int32)
 
 
-def _divisor(n: int) -> tuple[int, int]:
-    """The fields of the struct Divisor in pool.cuh, for 1 <= n <= 2^31."""
-    shift = 31 + (n - 1).bit_length()
-    return (1 << shift) // n + 1, shift
+def _bits(array: Array) -> Array:
+    return array.view(np.dtype(_BITS[array.dtype.itemsize]))
+
+
+def _winners(operation: str, indices: Array, like: Array) -> Array:
+    """For each place of an array like `like` the last element that goes there, -1 where there is none."""
+    winners = launch.empty(like.shape, np.int32, indices)
+    winners.fill(-1)
+    if indices.size and winners.size:
+        kernel = Kernel("max_unpool.cu", "max_unpool_winners<int64>")
+        _over_planes(kernel, operation, indices.shape, like.shape, indices, winners)
+    return winners
+
+
+def _gathered(operation: str, x: Array, indices: Array, winners: Array | None) -> Array:
+    x = launch.contiguous(x)
+    y = launch.empty(indices.shape, x.dtype, x)
+    if y.size:
+        kernel = Kernel("max_unpool.cu", f"max_unpool_gather<{_BITS[x.dtype.itemsize]}>")
+        _over_planes(kernel, operation, y.shape, x.shape, _bits(x), indices, winners, _bits(y))
+    return y
+
+
+def _over_planes(kernel: Kernel, operation: str, shape: Sizes, other_shape: Sizes, *arrays: Array | None) -> None:
+    """Launch over the elements of arrays of `shape`, whose planes belong to those of `other_shape`."""
+    planes, elements, others = shape[0] * shape[1], prod(shape[2:]), prod(other_shape[2:])
+    if max(elements, others) > LARGEST_PLANE:
+        raise ValueError(
+            f"{operation}: on CUDA one plane may have {LARGEST_PLANE} elements, got {max(elements, others)}"
+        )
+    together = max(1, min(_UNPOOL_CHUNK // elements, planes))
+    chunk = elements if together > 1 else min(elements, _UNPOOL_CHUNK)
+    chunks = launch.divide_up(elements, chunk)
+    settings = launch.struct(
+        _PLANES,
+        planes=planes,
+        planes_per_block=together,
+        elements=elements,
+        others=others,
+        chunk=chunk,
+        chunks=chunks,
+        by_elements=divisor(elements),
+        by_chunks=divisor(chunks),
+    )
+    launch.launch(kernel, (launch.divide_up(planes, together) * chunks,), (BLOCK,), (*arrays, settings))
 
 
 VARIANTS = [
-    Kernel("max_pool.cu", "max_pool2d_indices<int64>"),
+    Kernel("max_pool.cu", "max_pool_indices<int64>"),
+    *(Kernel("max_pool.cu", f"max_pool_gather<{bits}>") for bits in _BITS.values()),
     *(
         variant
         for scalar in launch.FLOAT_TYPES
         for variant in (
-            Kernel("max_pool.cu", f"max_pool2d_gather<{scalar}>"),
             *(
-                _variant(operation, scalar, fixed)
-                for operation in ("max_pool2d", "max_pool2d_scatter", "avg_pool2d", "avg_pool2d_input_grad")
-                for fixed in (None, *_FIXED)
-                if scalar != "double" or fixed is None
+                _variant(name, scalar, staged)
+                for name in ("max_pool", "avg_pool", "avg_pool_input_grad")
+                for staged in (True, False)
             ),
+            Kernel("max_pool.cu", f"max_pool_scatter<{scalar}>"),
+            Kernel("max_pool.cu", f"max_pool_scatter_large<{scalar}>"),
         )
+    ),
+    Kernel("max_unpool.cu", "max_unpool_winners<int64>"),
+    *(
+        Kernel("max_unpool.cu", f"{name}<{bits}>")
+        for name in ("max_unpool", "max_unpool_gather")
+        for bits in _BITS.values()
     ),
 ]

@@ -9,7 +9,6 @@ from .checks import Padding, Pair, Shape
 from .conv import Pads, Sizes, conv, conv_grad, conv_name
 from .dropout import dropout, dropout_factors
 from .optimizer import adam, grad_norm, optimizer, sgd
-from .pooling import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_offsets, max_pool2d_scatter
 from .softmax import softmax
 from .softmax_cross_entropy import softmax_cross_entropy
 
@@ -20,8 +19,6 @@ __all__ = [
     "Shape",
     "Sizes",
     "adam",
-    "avg_pool2d",
-    "avg_pool2d_grad",
     "batch_norm",
     "channel_runs",
     "conv",
@@ -30,9 +27,6 @@ __all__ = [
     "dropout",
     "dropout_factors",
     "grad_norm",
-    "max_pool2d",
-    "max_pool2d_offsets",
-    "max_pool2d_scatter",
     "optimizer",
     "sgd",
     "softmax",

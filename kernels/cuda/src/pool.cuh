@@ -1,139 +1,325 @@
-// What the pooling kernels share: the description of a pooling, the place of a thread in it, and rows moved as vectors.
-#include "common.cuh"
+// What the pooling kernels share. A pooling has three axes (depth, height, width), of which one or two may have size 1.
+//
+// A block owns a tile: of windows in a forward pass, of elements of the input in a backward pass. What it needs of the
+// other side is a region of full rows wherever rows fit, which is one run of memory, or a few: it is staged in shared
+// memory by 16-byte loads, whatever the width of a row, and what the block makes leaves in the same way. A kernel with
+// STAGED = false takes windows too large for that directly from memory.
+#include "divisor.cuh"
 
 constexpr int kPoolBlock = 256;
-// Input columns that a thread of a `_fixed` kernel takes: it makes kColumns / STRIDE outputs of them, or their gradients.
-constexpr int kColumns = 4;
+constexpr int kPoolWarps = kPoolBlock / kWarpSize;
 
-// n / divisor for 0 <= n < 2^31 as a multiplication: multiplier = 2^shift / divisor + 1, shift = 31 + ceil(log2(divisor)).
-struct Divisor {
-    uint32 multiplier;
-    int shift;
-
-    __device__ int divide(int n) const { return int(uint64(n) * multiplier >> shift); }
+struct Axis {
+    int size, count;  // elements of the input, windows
+    int kernel, stride, pad, dilation;
+    int tile, tiles;  // elements or windows of a block along it, and how many such tiles there are
+    int classes;      // windows so far apart share no element
+    int reach;        // of one class that meet a tile, at most
+    Divisor by_kernel, by_stride, by_dilation, by_tile, by_tiles, by_reach;
 };
 
-// One pooling. Its threads are numbered over (plane, row, group of columns) within a slab of planes, and blockIdx.y is the
-// slab: so a number fits in 31 bits however many planes there are.
 struct Pool {
+    Axis axis[3];
     int64 planes;
-    int planes_per_slab;
-    int rows, groups;
-    Divisor by_rows, by_groups;
-    int height, width;
-    int out_height, out_width;
-    int kernel_h, kernel_w;
-    int stride_h, stride_w;
-    int pad_h, pad_w;
-    int dilation_h, dilation_w;
-    Divisor by_kernel_w, by_stride_h, by_stride_w;
-    int offset_bytes;       // of one stored offset of a maximum: 1, 2 or 4
-    int count_include_pad;  // for an average with divisor 0
-    int lanes;              // threads that share one window of an average
-    double divisor;         // of every window of an average, or 0 where each has its own
+    int planes_per_block;
+    Divisor by_volume;  // elements of the input's plane
+    int offset_bytes;   // of a maximum's stored offset: 1, 2 or 4; 8 for its position in the plane
+    int adaptive;       // window o of an axis is [floor(o size / count), ceil((o + 1) size / count))
+    int whole;          // one window, which is the plane
+    int count_include_pad;
+    int lanes;             // threads that share a window, a power of two up to a warp
+    int second, third;     // where the second and third array in shared memory begin
+    double divisor;        // of every window of an average, or 0 where each has its own
+    double norm;           // of a p-norm, or 0 for an average
 
-    __device__ int64 input_plane() const { return int64(height) * width; }
-    __device__ int64 output_plane() const { return int64(out_height) * out_width; }
+    __device__ int volume() const { return axis[0].size * axis[1].size * axis[2].size; }
+    __device__ int windows() const { return axis[0].count * axis[1].count * axis[2].count; }
 };
 
-struct Place {
-    int64 plane;
-    int row, group;
-    bool inside;
+__device__ inline bool within(int position, int length) { return uint32(position) < uint32(length); }
+
+__device__ inline int divide_up_by(Divisor divisor, int n, int by) { return divisor.divide(n + by - 1); }
+
+// The taps [begin, end) of a window that lie inside the input, the first of them at start + begin * dilation.
+struct Taps {
+    int start, begin, end;
 };
 
-__device__ inline Place place_of(const Pool& pool, uint32 number) {
-    Place at = {0, 0, 0, number < uint32(pool.planes_per_slab) * pool.rows * pool.groups};
-    if (at.inside) {
-        const int row = pool.by_groups.divide(int(number));
-        const int plane = pool.by_rows.divide(row);
-        at.group = int(number) - row * pool.groups;
-        at.row = row - plane * pool.rows;
-        at.plane = int64(blockIdx.y) * pool.planes_per_slab + plane;
-        at.inside = at.plane < pool.planes;
+__device__ inline Taps taps_of(const Pool& pool, int axis, int window) {
+    const Axis& a = pool.axis[axis];
+    if (pool.adaptive) {
+        const int start = int(int64(window) * a.size / a.count);
+        return {start, 0, int((int64(window + 1) * a.size + a.count - 1) / a.count) - start};
     }
-    return at;
+    const int start = window * a.stride - a.pad;
+    const int begin = start < 0 ? divide_up_by(a.by_dilation, -start, a.dilation) : 0;
+    const int end = start < a.size ? min(a.kernel, a.by_dilation.divide(a.size - 1 - start) + 1) : 0;
+    return {start, begin, end};
 }
 
-__device__ inline Place place_of_thread(const Pool& pool) {
-    return place_of(pool, blockIdx.x * blockDim.x + threadIdx.x);
-}
-
-__device__ inline bool within(int position, int length) {
-    return uint32(position) < uint32(length);
-}
-
-// The outputs of one axis whose windows reach over `position` (counted from the start of the padding): [first, stop).
-struct Covering {
+struct Span {
     int first, stop;
-
-    __device__ Covering(int position, int extent, Divisor by_stride, int count)
-        : first(position < extent ? 0 : by_stride.divide(position - extent) + 1),
-          stop(min(by_stride.divide(position) + 1, count)) {}
 };
 
-// For the gradients of kColumns input columns from a multiple of kColumns on: the windows that cover them are, for any
-// such place, kLeft before, kMiddle at, and kRight behind the output that belongs to it.
-template <int KERNEL, int STRIDE, int PAD>
-struct FixedCovering {
-    static constexpr int kMiddle = kColumns / STRIDE;
-    static constexpr int kLeft = (KERNEL - 1 - PAD) / STRIDE;
-    static constexpr int kRight = (kColumns - 1 + PAD) / STRIDE - kMiddle + 1;
-    static constexpr int kCount = kLeft + kMiddle + kRight;
-    // Windows that cover a row, at most.
-    static constexpr int kRows = (KERNEL + STRIDE - 1) / STRIDE;
-
-    // The tap of the given window that lies on the given column; outside [0, KERNEL) where it does not cover it.
-    __device__ static constexpr int tap(int column, int window) { return column + PAD - (window - kLeft) * STRIDE; }
-};
-
-// One row of a plane. A row beyond the edge has the length 0, so that all of its elements lie beyond the edge.
-template <class T>
-struct Row {
-    const T* data;
-    int length;
-
-    __device__ Row(const T* plane, int row, int height, int width)
-        : data(plane + int64(within(row, height) ? row : 0) * width),
-          length(within(row, height) ? width : 0) {}
-};
-
-// Whether rows of `length` elements can be moved as vectors of COUNT.
-template <int COUNT, class T>
-__device__ bool vectors_fit(const T* array, int length) {
-    return length % COUNT == 0 && reinterpret_cast<uint64>(array) % sizeof(Pack<T, COUNT>) == 0;
+// The windows that reach over an element, if only with a gap.
+__device__ inline Span windows_over(const Pool& pool, int axis, int element) {
+    const Axis& a = pool.axis[axis];
+    if (pool.adaptive) {
+        return {int(int64(element) * a.count / a.size), int((int64(element + 1) * a.count + a.size - 1) / a.size)};
+    }
+    const int position = element + a.pad, extent = (a.kernel - 1) * a.dilation + 1;
+    return {position < extent ? 0 : a.by_stride.divide(position - extent) + 1,
+            min(a.by_stride.divide(position) + 1, a.count)};
 }
 
-// The elements [base - LEFT, base + MIDDLE + RIGHT) of a row, `outside` for those beyond its edges.
-template <int LEFT, int MIDDLE, int RIGHT, class T>
-__device__ void load_span(Row<T> row, int base, bool vectors, T outside, T (&span)[LEFT + MIDDLE + RIGHT]) {
-    if (vectors) {
-        Pack<T, MIDDLE> middle;
+// A block's tile.
+struct Tile {
+    int64 plane;
+    int planes;
+    Span along[3];
+
+    // `limit`: for each axis how many elements or windows there are.
+    __device__ Tile(const Pool& pool, int depths, int rows, int columns) {
+        const int limit[3] = {depths, rows, columns};
+        int number = blockIdx.x;
 #pragma unroll
-        for (int i = 0; i < MIDDLE; ++i) middle.value[i] = outside;
-        if (base < row.length) middle = *reinterpret_cast<const Pack<T, MIDDLE>*>(row.data + base);
-#pragma unroll
-        for (int i = 0; i < MIDDLE; ++i) span[LEFT + i] = middle.value[i];
+        for (int a = 2; a >= 0; --a) {
+            const int rest = pool.axis[a].by_tiles.divide(number);
+            along[a].first = (number - rest * pool.axis[a].tiles) * pool.axis[a].tile;
+            along[a].stop = min(along[a].first + pool.axis[a].tile, limit[a]);
+            number = rest;
+        }
+        plane = int64(number) * pool.planes_per_block;
+        planes = int(min(int64(pool.planes_per_block), pool.planes - plane));
     }
+};
+
+__device__ inline Tile tile_of_windows(const Pool& pool) {
+    return Tile(pool, pool.axis[0].count, pool.axis[1].count, pool.axis[2].count);
+}
+
+__device__ inline Tile tile_of_elements(const Pool& pool) {
+    return Tile(pool, pool.axis[0].size, pool.axis[1].size, pool.axis[2].size);
+}
+
+// How many places a tile has when it is not cut off at the edge.
+__device__ inline int places_of_tile(const Pool& pool) {
+    return pool.planes_per_block * pool.axis[0].tile * pool.axis[1].tile * pool.axis[2].tile;
+}
+
+// A place in a tile: its plane, counted from the tile's first, and its coordinates in the plane.
+struct Place {
+    int plane;
+    int at[3];
+    bool inside;
+
+    __device__ Place(const Pool& pool, const Tile& tile, int number) {
+        inside = true;
 #pragma unroll
-    for (int i = 0; i < LEFT + MIDDLE + RIGHT; ++i) {
-        if (i >= LEFT && i < LEFT + MIDDLE && vectors) continue;
-        const int column = base - LEFT + i;
-        span[i] = within(column, row.length) ? row.data[column] : outside;
+        for (int a = 2; a >= 0; --a) {
+            const int rest = pool.axis[a].by_tile.divide(number);
+            at[a] = tile.along[a].first + number - rest * pool.axis[a].tile;
+            inside = inside && at[a] < tile.along[a].stop;
+            number = rest;
+        }
+        plane = number;
+        inside = inside && plane < tile.planes;
+    }
+};
+
+// A part of an array of planes: a box, the same in each plane.
+struct Region {
+    int64 first;  // the array's element with which it begins
+    int planes;
+    int slice, row;  // elements of a whole slice and a whole row
+    Span along[3];
+    bool one_run;  // of memory
+
+    __device__ Region(int64 plane, int planes, int depth, int height, int width, Span depths, Span rows, Span columns)
+        : planes(planes), slice(height * width), row(width), along{depths, rows, columns} {
+        first = plane * (int64(depth) * slice) + int64(depths.first) * slice + rows.first * width + columns.first;
+        const bool full_rows = length(2) == width, full_slices = full_rows && length(1) == height;
+        one_run = planes == 1 ? full_slices || (full_rows && length(0) == 1) || length(0) * length(1) == 1
+                              : full_slices && length(0) == depth;
+    }
+
+    __device__ int length(int axis) const { return along[axis].stop - along[axis].first; }
+    __device__ int of_plane() const { return length(0) * length(1) * length(2); }
+    __device__ int size() const { return planes * of_plane(); }
+    // The number within the region, whose elements lie one after the other in shared memory.
+    __device__ int number(int plane, int d, int h, int w) const {
+        return ((plane * length(0) + d - along[0].first) * length(1) + h - along[1].first) * length(2) + w - along[2].first;
+    }
+    __device__ int number(const Place& place) const { return number(place.plane, place.at[0], place.at[1], place.at[2]); }
+    // The element's number in the array.
+    __device__ int64 element(int64 depth, const Place& place) const {
+        return first + place.plane * (depth * slice) + int64(place.at[0] - along[0].first) * slice +
+               (place.at[1] - along[1].first) * row + place.at[2] - along[2].first;
+    }
+};
+
+__device__ inline Span whole_if(bool whole, int length, Span part) { return whole ? Span{0, length} : part; }
+
+// What a tile of windows sees of the input. Where the tile has all windows of an axis, that is all of the axis.
+__device__ inline Region input_of(const Pool& pool, const Tile& tile) {
+    Span along[3];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+        const Axis& axis = pool.axis[a];
+        const Taps low = taps_of(pool, a, tile.along[a].first), high = taps_of(pool, a, tile.along[a].stop - 1);
+        const int stop = pool.adaptive ? high.start + high.end : high.start + (axis.kernel - 1) * axis.dilation + 1;
+        along[a] = whole_if(axis.tiles == 1, axis.size, {max(low.start, 0), min(stop, axis.size)});
+    }
+    return Region(tile.plane, tile.planes, pool.axis[0].size, pool.axis[1].size, pool.axis[2].size, along[0], along[1], along[2]);
+}
+
+// The windows that meet a tile of the input.
+__device__ inline Region windows_of(const Pool& pool, const Tile& tile) {
+    Span along[3];
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+        const Axis& axis = pool.axis[a];
+        const int first = windows_over(pool, a, tile.along[a].first).first;
+        const Span part = {first, max(windows_over(pool, a, tile.along[a].stop - 1).stop, first)};
+        along[a] = whole_if(axis.tiles == 1, axis.count, part);
+    }
+    return Region(tile.plane, tile.planes, pool.axis[0].count, pool.axis[1].count, pool.axis[2].count, along[0], along[1], along[2]);
+}
+
+__device__ inline Region region_of_windows(const Pool& pool, const Tile& tile) {
+    return Region(tile.plane, tile.planes, pool.axis[0].count, pool.axis[1].count, pool.axis[2].count,
+                  tile.along[0], tile.along[1], tile.along[2]);
+}
+
+__device__ inline Region region_of_elements(const Pool& pool, const Tile& tile) {
+    return Region(tile.plane, tile.planes, pool.axis[0].size, pool.axis[1].size, pool.axis[2].size,
+                  tile.along[0], tile.along[1], tile.along[2]);
+}
+
+template <bool FIRST, class A, class B> struct Choice { using type = A; };
+template <class A, class B> struct Choice<false, A, B> { using type = B; };
+
+template <class S, class T> __device__ S converted(T value) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+        return value;
+    } else if constexpr (sizeof(S) > sizeof(T)) {
+        return widen(value);
+    } else {
+        return narrow<S>(value);
     }
 }
 
-template <int COUNT, class T>
-__device__ void store_span(T* row, int base, int length, bool vectors, const T (&span)[COUNT]) {
-    if (vectors) {
-        Pack<T, COUNT> pack;
+// COUNT neighbours moved by instructions of 16 bytes at most.
+template <int COUNT, class T> __device__ void load_vector(const T* from, T (&values)[COUNT]) {
+    constexpr int kPart = COUNT * sizeof(T) < 16 ? COUNT : 16 / sizeof(T);
 #pragma unroll
-        for (int i = 0; i < COUNT; ++i) pack.value[i] = span[i];
-        *reinterpret_cast<Pack<T, COUNT>*>(row + base) = pack;
+    for (int i = 0; i < COUNT; i += kPart) {
+        const Pack<T, kPart> pack = *reinterpret_cast<const Pack<T, kPart>*>(from + i);
+#pragma unroll
+        for (int k = 0; k < kPart; ++k) values[i + k] = pack.value[k];
+    }
+}
+
+template <int COUNT, class T> __device__ void store_vector(T* to, const T (&values)[COUNT]) {
+    constexpr int kPart = COUNT * sizeof(T) < 16 ? COUNT : 16 / sizeof(T);
+#pragma unroll
+    for (int i = 0; i < COUNT; i += kPart) {
+        Pack<T, kPart> pack;
+#pragma unroll
+        for (int k = 0; k < kPart; ++k) pack.value[k] = values[i + k];
+        *reinterpret_cast<Pack<T, kPart>*>(to + i) = pack;
+    }
+}
+
+// Where a region begins in shared memory: at the same place within 16 bytes of `array` as in memory.
+template <class T, class S> __device__ S* begin_in(const Region& region, S* shared) {
+    return shared + (region.first & (16 / sizeof(T) - 1));
+}
+
+// Calls whole(i) for the elements from i on that make one vector of 16 bytes of T, one(i) for single elements.
+template <class T, class Whole, class One>
+__device__ void over_region(const Region& region, const T* array, Whole whole, One one) {
+    constexpr int kVector = 16 / sizeof(T);
+    const int size = region.size();
+    if (size == 0) return;
+    if (region.one_run) {
+        const int skew = int(region.first & (kVector - 1));
+        const bool aligned = reinterpret_cast<uint64>(array) % 16 == 0;
+        for (int v = threadIdx.x * kVector - skew; v < size; v += kPoolBlock * kVector) {
+            if (aligned && v >= 0 && v + kVector <= size) {
+                whole(v, region.first + v);
+            } else {
+                for (int i = max(v, 0); i < min(v + kVector, size); ++i) one(i, region.first + i);
+            }
+        }
         return;
     }
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-        if (base + i < length) row[base + i] = span[i];
+    const bool full_rows = region.length(2) == region.row;
+    const int rows = full_rows ? 1 : region.length(1), length = region.size() / (region.length(0) * rows);
+    int run = threadIdx.x / kWarpSize;
+    for (int d = 0; d < region.length(0); ++d) {
+        for (; run < (d + 1) * rows; run += kPoolWarps) {
+            const int64 first = region.first + int64(d) * region.slice + (run - d * rows) * region.row;
+            // A warp's lanes begin at a multiple of their number.
+            for (int i = int(threadIdx.x % kWarpSize) - int(first % kWarpSize); i < length; i += kWarpSize) {
+                if (i >= 0) one(run * length + i, first + i);
+            }
+        }
     }
+}
+
+// Copies a region of `array` to shared memory, and says where it begins there.
+template <class S, class T> __device__ S* stage(const Region& region, const T* array, void* shared) {
+    constexpr int kVector = 16 / sizeof(T);
+    S* const to = begin_in<T>(region, static_cast<S*>(shared));
+    over_region(
+        region, array,
+        [&](int i, int64 element) {
+            T values[kVector];
+            S changed[kVector];
+            load_vector(array + element, values);
+#pragma unroll
+            for (int k = 0; k < kVector; ++k) changed[k] = converted<S>(values[k]);
+            store_vector(to + i, changed);
+        },
+        [&](int i, int64 element) { to[i] = converted<S>(array[element]); });
+    return to;
+}
+
+// The way back, from where `begin_in<T>` says.
+template <class T, class S> __device__ void unstage(const Region& region, const S* from, T* array) {
+    constexpr int kVector = 16 / sizeof(T);
+    over_region(
+        region, array,
+        [&](int i, int64 element) {
+            S values[kVector];
+            T changed[kVector];
+            load_vector(from + i, values);
+#pragma unroll
+            for (int k = 0; k < kVector; ++k) changed[k] = converted<T>(values[k]);
+            store_vector(array + element, changed);
+        },
+        [&](int i, int64 element) { array[element] = converted<T>(from[i]); });
+}
+
+// A plane's elements, staged or in memory, by their coordinates in the plane.
+template <class T> struct Volume {
+    const T* origin;
+    int64 plane_pitch;
+    int slice_pitch, row_pitch;
+
+    __device__ const T* row(int plane, int d, int h) const {
+        return origin + plane * plane_pitch + int64(d) * slice_pitch + h * row_pitch;
+    }
+};
+
+template <class T> __device__ Volume<T> staged_volume(const Region& region, const T* data) {
+    const int row = region.length(2), slice = region.length(1) * row;
+    return {data - (region.along[0].first * slice + region.along[1].first * row + region.along[2].first),
+            int64(region.length(0)) * slice, slice, row};
+}
+
+template <class T> __device__ Volume<T> volume_in_memory(const T* data, int64 plane, int depth, int height, int width) {
+    const int64 pitch = int64(depth) * height * width;
+    return {data + plane * pitch, pitch, height * width, width};
 }

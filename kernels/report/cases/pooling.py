@@ -1,67 +1,90 @@
-"""Pooling: 8 planes stand for all of them."""
+"""Pooling: some planes stand for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
 
 from ... import cuda
 from ..case import Case, itemsize, normal
 
-_PLANES = 8
-_HALO = "one of a thread's columns is a load of its own, which finds its sectors in the L1"
+_STEPS = "windows read staged rows two columns apart, so from half of the banks; the launch waits for memory"
 
 
-def _max_pool(size: int, window: tuple[int, int, int], shape: str, dtype: str, backward: bool) -> Case:
-    kernel, stride, padding = ((n, n) for n in window)
-    x_shape, out = (1, _PLANES, size, size), size // 2
-    halo = window[0] > window[1]
+class _Shape(NamedTuple):
+    name: str
+    planes: int
+    size: tuple[int, ...]
+    kernel: int
+    stride: int
+    padding: int
+    conflicts: float = 0.1
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in self.size)
+
+    @property
+    def window(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((n,) * len(self.size) for n in (self.kernel, self.stride, self.padding))
+
+
+_MAX = (
+    _Shape("3/2 64x64x112x112", 8, (112, 112), 3, 2, 1, 1.0),
+    _Shape("2/2 32x64x224x224", 8, (224, 224), 2, 2, 0, 1.0),
+    _Shape("2/2 8x64x16x56x56", 8, (16, 56, 56), 2, 2, 0, 1.0),
+)
+_AVERAGE = (
+    _Shape("3/1 64x288x35x35", 64, (35, 35), 3, 1, 1, 0.5),
+    _Shape("global 256x2048x7x7", 512, (7, 7), 7, 7, 0, 1.0),
+    _Shape("3/1 64x128x4096", 16, (4096,), 3, 1, 1),
+)
+
+
+def _case(operation: str, shape: _Shape, dtype: str, backward: bool, prepare: Callable, offsets: int) -> Case:
+    elements = prod(shape.size) + prod(shape.out)
+    return Case(
+        operation=f"{operation}{len(shape.size)}d{' backward' if backward else ''}",
+        shape=shape.name,
+        dtype=dtype,
+        prepare=prepare,
+        needed=shape.planes * (elements * itemsize(dtype) + offsets * prod(shape.out)),
+        most_conflicts=shape.conflicts,
+        why=_STEPS if shape.conflicts > 0.1 else "",
+    )
+
+
+def _max_pool(shape: _Shape, dtype: str, backward: bool) -> Case:
+    x_shape, ones = (1, shape.planes, *shape.size), (1,) * len(shape.size)
 
     def prepare() -> Callable[[], object]:
         x = normal(x_shape, dtype)
         if not backward:
-            return lambda: cuda.max_pool2d(x, kernel, stride, padding)
-        y, offsets = cuda.max_pool2d(x, kernel, stride, padding)
-        return lambda: cuda.max_pool2d_scatter(y, offsets, x_shape, kernel, stride, padding, (1, 1))
+            return lambda: cuda.max_pool(x, *shape.window, ones)
+        y, offsets = cuda.max_pool(x, *shape.window, ones)
+        return lambda: cuda.max_pool_scatter(y, offsets, x_shape, *shape.window, ones)
 
-    return Case(
-        operation="max_pool2d backward" if backward else "max_pool2d",
-        shape=shape,
-        dtype=dtype,
-        prepare=prepare,
-        needed=_PLANES * (size**2 * itemsize(dtype) + out**2 * (itemsize(dtype) + 1)),
-        most_sectors=1.7 if halo else 1.25,
-        why=_HALO if halo else "",
-    )
+    return _case("max_pool", shape, dtype, backward, prepare, offsets=1)
 
 
-def _avg_pool(size: int, kernel: int, padding: int, planes: int, shape: str, dtype: str, backward: bool) -> Case:
-    x_shape, out = (1, planes, size, size), size + 2 * padding - kernel + 1
-    pairs = (kernel, kernel), (1, 1), (padding, padding)
+def _avg_pool(shape: _Shape, dtype: str, backward: bool) -> Case:
+    x_shape = (1, shape.planes, *shape.size)
 
     def prepare() -> Callable[[], object]:
         if not backward:
             x = normal(x_shape, dtype)
-            return lambda: cuda.avg_pool2d(x, *pairs)
-        dy = normal((1, planes, out, out), dtype)
-        return lambda: cuda.avg_pool2d_input_grad(dy, x_shape, *pairs, False, True, None)
+            return lambda: cuda.avg_pool(x, *shape.window)
+        dy = normal((1, shape.planes, *shape.out), dtype)
+        return lambda: cuda.avg_pool_input_grad(dy, x_shape, *shape.window, False, True, None)
 
-    return Case(
-        operation="avg_pool2d backward" if backward else "avg_pool2d",
-        shape=shape,
-        dtype=dtype,
-        prepare=prepare,
-        needed=planes * (size**2 + out**2) * itemsize(dtype),
-    )
+    return _case("avg_pool", shape, dtype, backward, prepare, offsets=0)
 
 
 CASES = [
-    case
+    make(shape, dtype, backward)
     for backward in (False, True)
     for dtype in ("float32", "bfloat16")
-    for case in (
-        _max_pool(112, (3, 2, 1), "3/2 64x64x112x112", dtype, backward),
-        _max_pool(224, (2, 2, 0), "2/2 32x64x224x224", dtype, backward),
-        _avg_pool(35, 3, 1, 2 * _PLANES, "3/1 64x288x35x35", dtype, backward),
-        _avg_pool(7, 7, 0, 256, "global 256x2048x7x7", dtype, backward),
-    )
+    for make, shapes in ((_max_pool, _MAX), (_avg_pool, _AVERAGE))
+    for shape in shapes
 ]
