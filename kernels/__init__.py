@@ -22,7 +22,10 @@ from .interface.activation import (
 from .interface.batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
 from .interface.conv import conv, conv_input_grad, conv_weight_grad
 from .interface.dropout import dropout, dropout_grad
+from .interface.embedding import embedding, embedding_renorm, embedding_weight_grad
 from .interface.grad_norm import clip_grad_norm, clip_grads, grad_norm
+from .interface.group_norm import group_norm, group_norm_grad
+from .interface.layer_norm import layer_norm, layer_norm_grad, rms_norm, rms_norm_grad
 from .interface.optimizer import adam, sgd
 from .interface.pooling import (
     adaptive_avg_pool,
@@ -69,9 +72,16 @@ __all__ = [
     "conv_weight_grad",
     "dropout",
     "dropout_grad",
+    "embedding",
+    "embedding_renorm",
+    "embedding_weight_grad",
     "glu",
     "glu_input_grad",
     "grad_norm",
+    "group_norm",
+    "group_norm_grad",
+    "layer_norm",
+    "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
     "lp_pool",
@@ -84,6 +94,8 @@ __all__ = [
     "max_unpool_input_grad",
     "prelu",
     "prelu_grad",
+    "rms_norm",
+    "rms_norm_grad",
     "sgd",
     "softmax",
     "softmax_cross_entropy",

@@ -18,7 +18,10 @@ from .batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
 from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu_grad
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .dropout import dropout, dropout_grad
+from .embedding import embedding, embedding_renorm, embedding_weight_grad
 from .grad_norm import clip_grad_norm, clip_grads, grad_norm
+from .group_norm import group_norm, group_norm_grad
+from .layer_norm import layer_norm, layer_norm_grad, rms_norm, rms_norm_grad
 from .max_pooling import (
     max_pool,
     max_pool_gather,
@@ -55,9 +58,16 @@ __all__ = [
     "conv_weight_grad",
     "dropout",
     "dropout_grad",
+    "embedding",
+    "embedding_renorm",
+    "embedding_weight_grad",
     "glu",
     "glu_input_grad",
     "grad_norm",
+    "group_norm",
+    "group_norm_grad",
+    "layer_norm",
+    "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
     "lp_pool",
@@ -70,6 +80,8 @@ __all__ = [
     "max_unpool_input_grad",
     "prelu",
     "prelu_grad",
+    "rms_norm",
+    "rms_norm_grad",
     "sgd",
     "softmax",
     "softmax_cross_entropy",

@@ -8,6 +8,9 @@ from .batch_norm import batch_norm, channel_runs
 from .checks import Padding, Pair, Shape
 from .conv import Pads, Sizes, conv, conv_grad, conv_name
 from .dropout import dropout, dropout_factors
+from .embedding import embedding, embedding_renorm, embedding_weight_grad
+from .group_norm import group_norm, group_norm_grad
+from .layer_norm import layer_norm, layer_norm_grad
 from .optimizer import adam, grad_norm, optimizer, sgd
 from .softmax import softmax
 from .softmax_cross_entropy import softmax_cross_entropy
@@ -26,7 +29,14 @@ __all__ = [
     "conv_name",
     "dropout",
     "dropout_factors",
+    "embedding",
+    "embedding_renorm",
+    "embedding_weight_grad",
     "grad_norm",
+    "group_norm",
+    "group_norm_grad",
+    "layer_norm",
+    "layer_norm_grad",
     "optimizer",
     "sgd",
     "softmax",
