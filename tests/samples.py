@@ -101,6 +101,7 @@ _UNARY: dict[str, tuple[Callable[..., np.ndarray], str | None]] = {
     "asinh": (normal, "arcsinh"), "atan": (normal, "arctan"), "atanh": (lambda *s: between(-0.9, 0.9, *s),
     "arctanh"),
     "cos": (normal, "cos"), "cosh": (normal, "cosh"), "exp": (normal, "exp"), "exp2": (normal, "exp2"),
+    "erf": (normal, None), "erfc": (normal, None), "erfinv": (lambda *s: between(-0.9, 0.9, *s), None),
     "expm1": (normal, "expm1"), "log": (lambda *s: between(0.2, 3, *s), "log"),
     "log10": (lambda *s: between(0.2, 3, *s), "log10"), "log1p": (lambda *s: between(-0.5, 3, *s), "log1p"),
     "log2": (lambda *s: between(0.2, 3, *s), "log2"), "neg": (normal, "negative"),
