@@ -56,3 +56,18 @@ def check_arrays(operation: str, **arrays: Array | None) -> None:
     if len(set(dtypes.values())) > 1:
         listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{operation}: all arrays must have one dtype, got: {listing}")
+
+
+def check_vectors(operation: str, x: Array, **vectors: Array | None) -> None:
+    """Check that vectors beside x, of a value per channel or column, have its dtype, or float32 beside a half type."""
+    given = [vector for vector in vectors.values() if vector is not None]
+    if all(type(vector) is type(x) and vector.dtype == x.dtype for vector in given):
+        return
+    same_kind(operation, x=x, **vectors)
+    dtypes = {name: vector.dtype.name for name, vector in vectors.items() if vector is not None}
+    allowed = [x.dtype.name] if x.dtype.itemsize > 2 else [x.dtype.name, "float32"]
+    if len(set(dtypes.values())) > 1 or not set(dtypes.values()) <= set(allowed):
+        listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(
+            f"{operation}: beside x of {x.dtype} vectors must be all {' or all '.join(allowed)}, got: {listing}"
+        )
