@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
@@ -22,7 +22,7 @@ class Inputs:
     bias: np.ndarray | None
     residual: np.ndarray | None
     relu: bool
-    running: tuple[np.ndarray, np.ndarray] = field(default_factory=tuple)
+    running: tuple[np.ndarray, np.ndarray]
 
 
 def inputs(shape, dtype, residual=False, relu=False, affine=True, offset=0.0, seed=0, vectors=None):
@@ -45,7 +45,7 @@ def inputs(shape, dtype, residual=False, relu=False, affine=True, offset=0.0, se
     )
 
 
-def by_definition(of: Inputs, inference=False, y=None):
+def by_definition(of, inference=False, y=None):
     """y, mean, 1 / std, the biased variance, dx, dweight, dbias and dresidual in float64.
 
     ReLU's mask is that of `y` where it is given: a result that rounds to zero or past it may have another one.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from adjoint import kernels
 from adjoint.kernels.cpu import parallel
 
-module = importlib.import_module("adjoint.kernels.cpu.batch_norm")
+module = importlib.import_module("adjoint.kernels.cpu.runs")
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 FUSED = {"plain": {}, "relu": {"relu": True}, "residual": {"residual": True}, "both": {"residual": True, "relu": True}}
@@ -28,6 +28,9 @@ def in_parts(monkeypatch):
     monkeypatch.setattr(module, "_PIECE_BYTES", 512)
     monkeypatch.setattr(module, "_CHANNEL_BYTES", 8)
     monkeypatch.setattr(module, "_SMALL", 0)
+    module.runs_of.cache_clear()
+    yield
+    module.runs_of.cache_clear()
 
 
 def check(of, inference=False, factor=1.0):
@@ -69,7 +72,7 @@ def test_matches_the_definition(shape, dtype, extra):
 @fused
 def test_channels_in_parts(in_parts, shape, extra):
     of = inputs(shape, "float32", **extra)
-    assert not module._Runs(of.x, 2).whole
+    assert not module.Runs(of.x.shape, of.x.dtype, 2).whole
     check(of)
     check(of, inference=True)
 

@@ -1,50 +1,22 @@
 """Batch normalisation and its gradient, in pieces of a few channels that stay in the cache.
 
-Sums are taken of x minus a value of each channel (its first element), in float32 over short runs and in float64
-from there on. Where that element lies far from the mean, so that the squares would cancel, the sums are taken once
-more, of x minus the mean.
+Sums are taken in float32 over short runs and in float64 from there on. Where the mean of a channel is large beside
+its deviation, so that digits would cancel, they are taken of x minus that mean instead of x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
-
 import numpy as np
 
-from ..geometry import channel_runs
-from . import parallel
 from .arithmetic import compute_dtype
-from .scratch import Scratch, scratch
+from .runs import Piece, runs_of
+from .scratch import Scratch
 
-_PIECE_BYTES = 1 << 20  # smaller ones are passed on too often
-# A channel of more bytes is cut into pieces, and read twice.
-_CHANNEL_BYTES = 2 << 20
-# Below so many elements one piece is faster than two threads.
-_SMALL = 3 << 16
-# Rows of fewer bytes cost more than their bytes where only some of the channels are taken.
-_LEAST_ROW = 256
-# Runs of fewer elements are worked on with one number for each element of an image, not for each channel.
-_LONG_RUN = 4096
-# From so many elements on a dot product for each run is faster than sums over the images.
-_DOT_RUN = 64
-# So many float32 numbers are added before float64 takes over, and at most so many by one call of BLAS.
-_MOST_ROWS = 256
-_LONGEST_DOT = 8192
-# The sum of squares about the origin may be so many times that about the mean.
-_MOST_LOST = 16
+# The sum of squares about the origin may be so many times that about the mean: what cancels is three bits.
+_MOST_LOST = 8
 
 Array = np.ndarray
 Vector = np.ndarray | None
-Result = TypeVar("Result")
-
-
-class Piece(NamedTuple):
-    """Images, channels and a part of each run."""
-
-    images: slice
-    channels: slice
-    run: slice
 
 
 def batch_norm(
@@ -85,8 +57,7 @@ def batch_norm_inference(
     relu: bool = False,
 ) -> tuple[Array, Array, Array]:
     job = _Forward(x, weight, bias, eps, residual, relu)
-    job.known(running_mean.astype(np.float64), running_var.astype(np.float64))
-    job.write_all()
+    job.infer(running_mean.astype(np.float64), running_var.astype(np.float64))
     return job.y, job.mean.astype(job.dtype), job.inverse_std.astype(job.dtype)
 
 
@@ -103,7 +74,8 @@ def batch_norm_grad(
     needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     job = _Backward(dy, x, weight, mean, inverse_std, y, residual, inference, needs)
-    job.run()
+    if x.size:
+        job.run()
     if not needs[1]:
         return job.dx, None, None, job.dresidual
     given = weight if weight is not None else bias
@@ -111,185 +83,115 @@ def batch_norm_grad(
     return job.dx, (job.products * inverse_std).astype(dtype), job.sums.astype(dtype), job.dresidual
 
 
-class _Runs:
-    """Arrays of one shape (N, C, ...) as (N, C, L), and the pieces that are worked on at a time."""
-
-    def __init__(self, x: Array, arrays: int) -> None:
-        self.shape = n, c, length = channel_runs(x.shape)
-        self.dtype = compute_dtype(x.dtype)
-        self.count = n * length
-        self.expands = length < _LONG_RUN and n > 3
-        itemsize = self.dtype.itemsize
-        channel = n * length * itemsize
-        budget = _PIECE_BYTES * 2 // arrays
-        step = max(1, budget // max(1, channel), -(-_LEAST_ROW // max(1, length * itemsize)))
-        self.whole = min(step, c) * channel <= _CHANNEL_BYTES or x.size < _SMALL
-        if x.size < _SMALL:
-            step = c
-        if self.whole:
-            step = max(1, min(step, c))
-            parts = -(-c // step)
-            parts += parts % 2 if parts > 1 else 0  # as many for each of two threads
-            step = -(-c // min(parts, c)) if parts else 1
-            self.pieces = [Piece(slice(0, n), part, slice(0, length)) for part in parallel.split(c, step)]
-            return
-        run = min(length, max(1, budget // itemsize))
-        channels = min(c, max(1, budget // (run * itemsize)))
-        images = max(1, budget // (run * channels * itemsize))
-        self.pieces = [
-            Piece(i, j, k)
-            for i in parallel.split(n, images)
-            for j in parallel.split(c, channels)
-            for k in parallel.split(length, run)
-        ]
-
-    def view(self, array: Array) -> Array:
-        return np.ascontiguousarray(array).reshape(self.shape)
-
-    def cut(self, array: Array, piece: Piece) -> Array:
-        """The piece of an (N, C, L) array in the form in which numbers of channels are spread over it."""
-        part = array[piece.images, piece.channels, piece.run]
-        return part.reshape(len(part), -1) if self.expands else part
-
-    def spread(self, vector: Array, piece: Piece) -> Array:
-        """One number per channel so that it broadcasts over a piece."""
-        vector = vector.astype(self.dtype, copy=False)
-        return np.repeat(vector, piece.run.stop - piece.run.start) if self.expands else vector[:, None]
-
-    def sums(self, a: Array, piece: Piece, b: Array | None = None) -> Array:
-        """For each channel of a piece the sum of a, or of a times b, in float64."""
-        channels = piece.channels.stop - piece.channels.start
-        length = piece.run.stop - piece.run.start
-        if length >= _DOT_RUN:
-            a = a.reshape(len(a), channels, length)
-            b = np.ones(length, self.dtype) if b is None else b.reshape(a.shape)
-            parts = parallel.split(length, _LONGEST_DOT)
-            if len(parts) == 1:
-                return np.vecdot(a, b).sum(axis=0, dtype=np.float64)
-            of_parts = [np.vecdot(a[..., part], b[..., part]).sum(axis=0, dtype=np.float64) for part in parts]
-            return np.sum(of_parts, axis=0)
-        a = a.reshape(len(a), channels * length)
-        rows = max(1, min(_MOST_ROWS, parallel.SMALL_PRODUCT // a.shape[1]))
-        total = np.zeros(a.shape[1])
-        for part in parallel.split(len(a), rows):
-            if b is None:
-                total += np.ones(len(a[part]), self.dtype) @ a[part]
-            else:
-                total += np.einsum("nc,nc->c", a[part], b.reshape(a.shape)[part])
-        return total if length == 1 else total.reshape(channels, length).sum(axis=1)
-
-    def share(self, work: Callable[[Piece, Scratch], Result]) -> list[Result]:
-        """What `work` returns for each piece."""
-        results: list[Any] = [None] * len(self.pieces)
-
-        def each(numbers: Iterator[int]) -> None:
-            for number in numbers:
-                with scratch() as memory:
-                    results[number] = work(self.pieces[number], memory)
-
-        parallel.share(each, range(len(self.pieces)))
-        return results
-
-    def add_up(self, work: Callable[[Piece, Scratch], tuple[Array, Array]]) -> tuple[Array, Array]:
-        """The sums over all pieces of the two vectors that `work` returns for the channels of each."""
-        totals = np.zeros((2, self.shape[1]))
-        for piece, found in zip(self.pieces, self.share(work), strict=True):
-            totals[:, piece.channels] += found
-        return totals[0], totals[1]
-
-
 class _Forward:
-    """One normalisation. Per channel, x - origin is scaled and shifted."""
+    """One normalisation. Per channel, x - origin is scaled and shifted; the origin is 0 where that costs no digits."""
 
     def __init__(self, x: Array, weight: Vector, bias: Vector, eps: float, residual: Array | None, relu: bool) -> None:
-        self.runs = runs = _Runs(x, 2 if residual is None else 3)
-        self.dtype = runs.dtype
+        self.dtype = compute_dtype(x.dtype)
+        self.runs = runs = runs_of(x.shape, self.dtype, 2 if residual is None else 3)
         self.x = runs.view(x)
         self.y = np.empty(x.shape, x.dtype)
         self.out = self.y.reshape(runs.shape)
         self.residual = None if residual is None else runs.view(residual)
         self.weight, self.bias, self.eps, self.relu = weight, bias, eps, relu
         channels = runs.shape[1]
-        self.origin = np.empty(channels, self.dtype)
+        self.origin = np.zeros(channels, self.dtype)
         self.mean, self.var, self.inverse_std = np.empty((3, channels))
         self.scale, self.shift = np.empty((2, channels), self.dtype)
 
     def run(self) -> None:
         """The result with the mean and the variance of x."""
-        self.origin[:] = self.x[0, :, 0]
         if self.runs.whole:
             self.runs.share(self._whole)
             return
         everything = slice(None)
-        if not self._settle(everything, *self.runs.add_up(self._measure)):
-            self._settle(everything, *self.runs.add_up(self._measure), again=True)
-        self.write_all()
+        if not self._settle(everything, *self.runs.add_up(self._measure), moved=False):
+            self._settle(everything, *self.runs.add_up(self._measure_moved), moved=True)
+        self.runs.share(lambda piece, memory: self._write(piece, self._moved(piece, memory), memory))
 
-    def write_all(self) -> None:
-        """The result from numbers that are known."""
-        self.runs.share(lambda piece, memory: self._write(piece, self._centre(piece, memory)))
-
-    def known(self, mean: Array, var: Array) -> None:
-        """Take the given mean and variance."""
+    def infer(self, mean: Array, var: Array) -> None:
+        """The result with a given mean and variance."""
         self.mean, self.var = mean, var
         self.origin[:] = mean
         self._scale(slice(None), mean - self.origin)
+        self.runs.share(lambda piece, memory: self._write(piece, self._moved(piece, memory), memory))
 
     def _whole(self, piece: Piece, memory: Scratch) -> None:
-        z = self._centre(piece, memory)
-        if not self._settle(piece.channels, *self._sums(piece, z)):
-            z = self._centre(piece, memory)
-            self._settle(piece.channels, *self._sums(piece, z), again=True)
-        self._write(piece, z)
+        z = self._wide(piece, memory)
+        if not self._settle(piece.channels, *self._sums(piece, z), moved=False):
+            z = self._moved(piece, memory)
+            self._settle(piece.channels, *self._sums(piece, z), moved=True)
+        self._write(piece, z, memory)
 
-    def _centre(self, piece: Piece, memory: Scratch) -> Array:
-        """x - origin, in the result where it has the compute type."""
+    def _wide(self, piece: Piece, memory: Scratch) -> Array:
+        """x in the compute type."""
         given = self.runs.cut(self.x, piece)
-        stays = self.y.dtype == self.dtype
-        z = self.runs.cut(self.out, piece) if stays else memory.empty(given.shape, self.dtype)
+        if given.dtype == self.dtype:
+            return given
+        z = memory.empty(given.shape, self.dtype)
+        np.copyto(z, given, casting="unsafe")
+        return z
+
+    def _moved(self, piece: Piece, memory: Scratch) -> Array:
+        """x - origin."""
+        given = self.runs.cut(self.x, piece)
         origin = self.runs.spread(self.origin[piece.channels], piece)
+        z = self._place(piece, given.shape, memory)
         return np.subtract(given, origin, out=z, dtype=self.dtype, casting="unsafe")
+
+    def _place(self, piece: Piece, shape: tuple[int, ...], memory: Scratch) -> Array:
+        """Where the result is computed: where it will stay, if it has the compute type."""
+        if self.y.dtype == self.dtype:
+            return self.runs.cut(self.out, piece)
+        return memory.empty(shape, self.dtype)
 
     def _sums(self, piece: Piece, z: Array) -> tuple[Array, Array]:
         return self.runs.sums(z, piece), self.runs.sums(z, piece, z)
 
     def _measure(self, piece: Piece, memory: Scratch) -> tuple[Array, Array]:
-        return self._sums(piece, self._centre(piece, memory))
+        return self._sums(piece, self._wide(piece, memory))
 
-    def _settle(self, channels: slice, total: Array, squares: Array, again: bool = False) -> bool:
+    def _measure_moved(self, piece: Piece, memory: Scratch) -> tuple[Array, Array]:
+        return self._sums(piece, self._moved(piece, memory))
+
+    def _settle(self, channels: slice, total: Array, squares: Array, moved: bool) -> bool:
         """Mean and variance from the sums of x - origin and of its squares.
 
         False, with the origin moved to the mean, where too many digits of the squares cancel the first time.
         """
         offset = total / self.runs.count
         rest = squares - offset * total
-        if not again and (rest * _MOST_LOST < squares).any():
-            self.origin[channels] += offset
+        if not moved and (rest * _MOST_LOST < squares).any():
+            self.origin[channels] = offset
             return False
-        self.mean[channels] = self.origin[channels] + offset
-        self.var[channels] = rest / self.runs.count
+        self.mean[channels] = self.origin[channels] + offset if moved else offset
+        np.divide(rest, self.runs.count, out=self.var[channels])
         self._scale(channels, offset)
         return True
 
     def _scale(self, channels: slice, offset: Array) -> None:
-        scale = self.inverse_std[channels] = 1 / np.sqrt(self.var[channels] + self.eps)
+        scale = np.sqrt(self.var[channels] + self.eps)
+        np.divide(1, scale, out=scale)
+        self.inverse_std[channels] = scale
         if self.weight is not None:
             scale = scale * self.weight[channels]
         self.scale[channels] = scale
         shift = offset * scale
         self.shift[channels] = -shift if self.bias is None else self.bias[channels] - shift
 
-    def _write(self, piece: Piece, z: Array) -> None:
+    def _write(self, piece: Piece, z: Array, memory: Scratch) -> None:
         """The result from x - origin."""
         runs, channels = self.runs, piece.channels
-        z *= runs.spread(self.scale[channels], piece)
-        z += runs.spread(self.shift[channels], piece)
+        result = self._place(piece, z.shape, memory)
+        np.multiply(z, runs.spread(self.scale[channels], piece), out=result)
+        result += runs.spread(self.shift[channels], piece)
         if self.residual is not None:
-            np.add(z, runs.cut(self.residual, piece), out=z, dtype=self.dtype, casting="unsafe")
+            np.add(result, runs.cut(self.residual, piece), out=result, dtype=self.dtype, casting="unsafe")
         if self.relu:
-            np.maximum(z, np.zeros(z.shape[-1], z.dtype), out=z)  # several times faster than with one zero
+            # Several times faster than with one zero.
+            np.maximum(result, np.zeros(result.shape[-1], self.dtype), out=result)
         if self.y.dtype != self.dtype:
-            np.copyto(runs.cut(self.out, piece), z, casting="unsafe")
+            np.copyto(runs.cut(self.out, piece), result, casting="unsafe")
 
 
 class _Backward:
@@ -307,8 +209,8 @@ class _Backward:
         inference: bool,
         needs: tuple[bool, bool],
     ) -> None:
-        self.runs = runs = _Runs(x, 3 if y is None else 4)
-        self.dtype = runs.dtype
+        self.dtype = compute_dtype(x.dtype)
+        self.runs = runs = runs_of(x.shape, self.dtype, 3 if y is None else 4)
         self.dy, self.x = runs.view(dy), runs.view(x)
         self.y = None if y is None else runs.view(y)
         self.mean, self.inverse_std = mean.astype(np.float64), inverse_std.astype(np.float64)
@@ -319,8 +221,9 @@ class _Backward:
         self.sums, self.products = np.zeros((2, x.shape[1]))
 
     def run(self) -> None:
-        if not self.runs.count:
-            return
+        # x itself serves where its mean is small beside the deviation.
+        share = self.mean * self.inverse_std
+        self.centred = not (share * share < _MOST_LOST).all()
         if self.runs.whole:
             self.runs.share(self._whole)
             return
@@ -330,17 +233,18 @@ class _Backward:
             self.runs.share(lambda piece, memory: self._write(piece, self._gradient(piece, memory), None, memory))
 
     def _whole(self, piece: Piece, memory: Scratch) -> None:
-        g = self._gradient(piece, memory)
-        d = None
+        g, x = self._gradient(piece, memory), None
         if self.wants_sums:
-            d = self._centre(piece, memory)
-            self.sums[piece.channels] = self.runs.sums(g, piece)
-            self.products[piece.channels] = self.runs.sums(g, piece, d)
-        self._write(piece, g, d, memory)
+            x = self._input(piece, memory)
+            self.sums[piece.channels], self.products[piece.channels] = self._sums(piece, g, x)
+        self._write(piece, g, x, memory)
 
     def _measure(self, piece: Piece, memory: Scratch) -> tuple[Array, Array]:
-        g, d = self._gradient(piece, memory), self._centre(piece, memory)
-        return self.runs.sums(g, piece), self.runs.sums(g, piece, d)
+        return self._sums(piece, self._gradient(piece, memory), self._input(piece, memory))
+
+    def _sums(self, piece: Piece, g: Array, x: Array) -> tuple[Array, Array]:
+        sums, products = self.runs.sums(g, piece), self.runs.sums(g, piece, x)
+        return sums, products if self.centred else products - self.mean[piece.channels] * sums
 
     def _gradient(self, piece: Piece, memory: Scratch) -> Array:
         """dy in the compute type, zero where ReLU stopped it."""
@@ -357,32 +261,43 @@ class _Backward:
         np.copyto(g, given, casting="unsafe")
         return g
 
-    def _centre(self, piece: Piece, memory: Scratch) -> Array:
-        """x - mean, in the place of its gradient where that has the compute type."""
+    def _input(self, piece: Piece, memory: Scratch) -> Array:
+        """x, or x - mean, in the compute type; a difference in the place of its gradient."""
         given = self.runs.cut(self.x, piece)
-        d = self._result(piece, given.shape, memory)
+        if given.dtype == self.dtype and not self.centred:
+            return given
+        d = self._place(piece, given.shape, memory)
+        if not self.centred:
+            np.copyto(d, given, casting="unsafe")
+            return d
         mean = self.runs.spread(self.mean[piece.channels], piece)
         return np.subtract(given, mean, out=d, dtype=self.dtype, casting="unsafe")
 
-    def _result(self, piece: Piece, shape: tuple[int, ...], memory: Scratch) -> Array:
+    def _place(self, piece: Piece, shape: tuple[int, ...], memory: Scratch) -> Array:
         if self.dx is not None and self.dx.dtype == self.dtype:
             return self.runs.cut(self._of(self.dx), piece)
         return memory.empty(shape, self.dtype)
 
-    def _write(self, piece: Piece, g: Array, d: Array | None, memory: Scratch) -> None:
-        """dx from the gradient and x - mean."""
+    def _write(self, piece: Piece, g: Array, x: Array | None, memory: Scratch) -> None:
+        """dx = scale (g + slope (x - mean) - the mean of g), from the gradient and x or x - mean."""
         if self.dx is None:
             return
         runs, channels = self.runs, piece.channels
         scale = self.scale[channels]
         if self.inference:
-            d = self._result(piece, g.shape, memory) if d is None else d
+            d = self._place(piece, g.shape, memory)
             np.multiply(g, runs.spread(scale, piece), out=d)
         else:
-            d = self._centre(piece, memory) if d is None else d
-            d *= runs.spread(self.products[channels] * self.inverse_std[channels] ** 2 / -runs.count, piece)
+            x = self._input(piece, memory) if x is None else x
+            d = self._place(piece, g.shape, memory)
+            inverse_std = self.inverse_std[channels]
+            slope = self.products[channels] * inverse_std * inverse_std / -runs.count
+            shift = self.sums[channels] / -runs.count
+            if not self.centred:
+                shift -= slope * self.mean[channels]
+            np.multiply(x, runs.spread(slope, piece), out=d)
             d += g
-            d -= runs.spread(self.sums[channels] / runs.count, piece)
+            d += runs.spread(shift, piece)
             d *= runs.spread(scale, piece)
         if self.dx.dtype != self.dtype:
             np.copyto(runs.cut(self._of(self.dx), piece), d, casting="unsafe")

@@ -9,17 +9,17 @@ from math import prod
 def batch_norm(
     operation: str,
     shape: Sequence[int],
-    vectors: Mapping[str, Sequence[int] | None],
-    images: Mapping[str, Sequence[int] | None],
+    vectors: Mapping[str, Sequence[int]],
+    images: Mapping[str, Sequence[int]],
 ) -> None:
     """Check that x is (N, C, ...), that vectors have one value per channel, and that images have the shape of x."""
     if len(shape) < 2:
         raise ValueError(f"{operation}: x must have the shape (N, C, ...), got {tuple(shape)}")
     for name, given in vectors.items():
-        if given is not None and tuple(given) != (shape[1],):
+        if tuple(given) != (shape[1],):
             raise ValueError(f"{operation}: {name} must have the shape ({shape[1]},), got {tuple(given)}")
     for name, given in images.items():
-        if given is not None and tuple(given) != tuple(shape):
+        if tuple(given) != tuple(shape):
             raise ValueError(f"{operation}: {name} must have the shape {tuple(shape)} of x, got {tuple(given)}")
 
 

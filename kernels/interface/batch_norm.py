@@ -86,28 +86,36 @@ def batch_norm_grad(
     """
     operation = "batch_norm_grad"
     _check(operation, x, {"weight": weight, "bias": bias}, {"dy": dy, "y": y})
-    check_arrays(operation, mean=mean, inverse_std=inverse_std)
-    geometry.batch_norm(operation, x.shape, {"mean": mean.shape, "inverse_std": inverse_std.shape}, {})
-    same_kind(operation, x=x, mean=mean)
+    for name, vector in {"mean": mean, "inverse_std": inverse_std}.items():
+        if type(vector) is not type(x):
+            same_kind(operation, **{"x": x, name: vector})
+        wanted = x.dtype.name if x.dtype.itemsize > 2 else "float32"
+        if vector.dtype != wanted or vector.shape != x.shape[1:2]:
+            raise ValueError(
+                f"{operation}: {name} must be {wanted} with the shape {x.shape[1:2]}, "
+                f"got {vector.dtype} with {vector.shape}"
+            )
     return side(x).batch_norm_grad(dy, x, weight, bias, mean, inverse_std, y, residual, inference, needs)
 
 
 def _check(operation: str, x: Array, vectors: dict[str, Array | None], images: dict[str, Array | None]) -> None:
     check_arrays(operation, x=x, **images)
-    given = [vector for vector in vectors.values() if vector is not None]
-    if any(vector.dtype != x.dtype for vector in given) or not all(type(vector) is type(x) for vector in given):
-        _check_mixed(operation, x, vectors)
+    given = {name: vector for name, vector in vectors.items() if vector is not None}
+    for vector in given.values():
+        if type(vector) is not type(x) or vector.dtype != x.dtype:
+            _check_mixed(operation, x, given)
+            break
     geometry.batch_norm(
         operation,
         x.shape,
-        {name: None if vector is None else vector.shape for name, vector in vectors.items()},
-        {name: None if image is None else image.shape for name, image in images.items()},
+        {name: vector.shape for name, vector in given.items()},
+        {name: image.shape for name, image in images.items() if image is not None},
     )
 
 
-def _check_mixed(operation: str, x: Array, vectors: dict[str, Array | None]) -> None:
+def _check_mixed(operation: str, x: Array, vectors: dict[str, Array]) -> None:
     same_kind(operation, x=x, **vectors)
-    dtypes = {name: vector.dtype.name for name, vector in vectors.items() if vector is not None}
+    dtypes = {name: vector.dtype.name for name, vector in vectors.items()}
     allowed = [x.dtype.name] if x.dtype.itemsize > 2 else [x.dtype.name, "float32"]
     if len(set(dtypes.values())) > 1 or not set(dtypes.values()) <= set(allowed):
         wanted = " or all ".join(name for name in FLOATS if name in allowed)

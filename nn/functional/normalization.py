@@ -51,9 +51,10 @@ def batch_norm(
                 f"batch_norm: expected more than one value per channel in training, got shape {input.shape}"
             )
         changed = [t for t in (running_mean, running_var, num_batches_tracked) if t is not None]
-    with no_grad():
-        for tensor in changed:
-            check_may_change(tensor, "batch_norm")
+    if changed:
+        with no_grad():
+            for tensor in changed:
+                check_may_change(tensor, "batch_norm")
     result = BatchNorm.apply(
         input,
         weight,
@@ -67,7 +68,8 @@ def batch_norm(
         momentum=momentum,
         num_batches_tracked=None if num_batches_tracked is None else num_batches_tracked._data,
     )
-    with no_grad():
-        for tensor in changed:
-            record_change(tensor, None)
+    if changed:
+        with no_grad():
+            for tensor in changed:
+                record_change(tensor, None)
     return result
