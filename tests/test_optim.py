@@ -11,7 +11,6 @@ import adjoint as ad
 import adjoint.nn as nn
 from adjoint.nn import optim
 from adjoint.nn.optim import lr_scheduler
-from adjoint.nn.utils import clip_grad_norm_, clip_grad_value_
 
 
 @pytest.fixture
@@ -31,8 +30,32 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "adam-amsgrad": ("Adam", {"lr": 0.01, "amsgrad": True, "maximize": True, "weight_decay": 0.1}),
     "adamw": ("AdamW", {"lr": 0.01}),
     "adamw-amsgrad": ("AdamW", {"lr": 0.01, "weight_decay": 0.3, "amsgrad": True, "maximize": True}),
+    "rmsprop": ("RMSprop", {"lr": 0.01}),
+    "rmsprop-momentum": ("RMSprop", {"lr": 0.01, "alpha": 0.8, "momentum": 0.9, "weight_decay": 0.1}),
+    "rmsprop-centered": (
+        "RMSprop",
+        {"lr": 0.01, "eps": 1e-3, "momentum": 0.5, "centered": True, "maximize": True},
+    ),
+    "adagrad": ("Adagrad", {"lr": 0.1}),
+    "adagrad-decay": (
+        "Adagrad",
+        {"lr": 0.1, "lr_decay": 0.2, "initial_accumulator_value": 0.5, "weight_decay": 0.1, "maximize": True},
+    ),
+    "adadelta": ("Adadelta", {"lr": 1.0}),
+    "adadelta-decay": ("Adadelta", {"lr": 0.5, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.1, "maximize": True}),
+    "nadam": ("NAdam", {"lr": 0.01}),
+    "nadam-decoupled": (
+        "NAdam",
+        {"lr": 0.1, "weight_decay": 0.2, "decoupled_weight_decay": True, "maximize": True, "momentum_decay": 0.01},
+    ),
+    "radam": ("RAdam", {"lr": 0.01, "betas": (0.9, 0.7)}),
+    "radam-decay": ("RAdam", {"lr": 0.01, "weight_decay": 0.2, "maximize": True}),
+    "radam-decoupled": ("RAdam", {"lr": 0.1, "betas": (0.8, 0.6), "weight_decay": 0.2, "decoupled_weight_decay": True}),
+    "adamax": ("Adamax", {"lr": 0.01}),
+    "adamax-decay": ("Adamax", {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
 }
 optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
+MU_PRODUCT = 1e-7  # of NAdam, which PyTorch keeps in float32
 
 # One fits whole into a piece, one is cut into pieces, one is a scalar.
 SHAPES = [(3, 4), (70_001,), ()]
@@ -52,6 +75,7 @@ def parameters(dtype: Any) -> list[nn.Parameter]:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 2e-6)])
 def test_each_step_is_pytorchs(torch: Any, name: str, dtype: str, tolerance: float) -> None:
     kind, settings = OPTIMIZERS[name]
+    tolerance = max(tolerance, MU_PRODUCT) if kind == "NAdam" else tolerance
     mine = parameters(dtype)
     theirs = [torch.nn.Parameter(torch.tensor(p.detach().numpy())) for p in mine]
     ours, reference = getattr(optim, kind)(mine, **settings), getattr(torch.optim, kind)(theirs, **settings)
@@ -215,7 +239,8 @@ def test_going_on_from_a_state_dict(name: str, source: str) -> None:
         p.grad = q.grad = ad.Tensor(g)
     optimizer.step(), resumed.step()
     for p, q in zip(first, second, strict=True):
-        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-12, atol=1e-14)
+        tolerance = MU_PRODUCT if kind == "NAdam" and library is not None else 1e-12
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=tolerance, atol=tolerance / 100)
 
 
 def test_state_dict_has_pytorchs_structure(torch: Any) -> None:
@@ -298,49 +323,6 @@ def test_step_lr_by_hand() -> None:
         lr_scheduler.StepLR(optim.SGD([nn.Parameter(np.ones(1))]), 1, last_epoch=3)
 
 
-# ---- clipping
-
-
-@pytest.mark.parametrize("order", [2.0, 1.0, 3.0, float("inf")])
-@pytest.mark.parametrize("limit", [0.5, 1e6])
-def test_clip_grad_norm_is_pytorchs(torch: Any, order: float, limit: float) -> None:
-    mine = parameters("float64")
-    theirs = [torch.nn.Parameter(torch.tensor(p.detach().numpy())) for p in mine]
-    for p, q, g in zip(mine, theirs, gradients(1, "float64"), strict=True):
-        p.grad, q.grad = ad.Tensor(g), torch.tensor(g)
-    mine.append(nn.Parameter(ad.ones(1)))  # without a gradient
-    total = clip_grad_norm_(mine, limit, order)
-    expected = torch.nn.utils.clip_grad_norm_(theirs, limit, order)
-    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
-    for p, q in zip(mine, theirs, strict=False):
-        np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-12)
-
-
-def test_clip_grad_norm_by_hand() -> None:
-    p = nn.Parameter(ad.zeros(2))
-    p.grad = ad.tensor([3.0, 4.0])
-    assert clip_grad_norm_(p, 1.0).item() == 5
-    np.testing.assert_allclose(p.grad.numpy(), [0.6, 0.8], rtol=1e-6)
-    p.grad = ad.tensor([float("inf"), 4.0])
-    with pytest.raises(RuntimeError, match="the norm of the gradients is inf"):
-        clip_grad_norm_([p], 1.0, error_if_nonfinite=True)
-    assert p.grad.numpy()[1] == 4
-    half = nn.Parameter(ad.zeros(2).half())
-    half.grad = (ad.ones(2) * 60000).half()  # its square is beyond float16
-    assert clip_grad_norm_([half], 2.0).item() == pytest.approx(60000 * np.sqrt(2), rel=1e-3)
-    np.testing.assert_allclose(half.grad.float().numpy(), np.sqrt([2, 2]), rtol=1e-3)
-    assert clip_grad_norm_([], 1.0).item() == 0
-    with pytest.raises(ValueError, match="norm_type must be positive"):
-        clip_grad_norm_([p], 1.0, 0)
-
-
-def test_clip_grad_value() -> None:
-    p = nn.Parameter(ad.zeros(3))
-    p.grad = ad.tensor([-3.0, 0.5, 4.0])
-    clip_grad_value_([p], 1.0)
-    np.testing.assert_array_equal(p.grad.numpy(), [-1, 0.5, 1])
-
-
 # ---- bad input
 
 P = [nn.Parameter(np.ones(2))]
@@ -370,6 +352,13 @@ BAD = {
     "betas-one": (lambda: optim.Adam(P, betas=0.9), ValueError, "betas must be two numbers, got 0.9"),
     "no-params": (lambda: optim.SGD([{"lr": 0.1}]), ValueError, "SGD: a group needs \"params\", got only 'lr'"),
     "eps": (lambda: optim.Adam(P, eps=-1e-8), ValueError, "Adam: eps must be at least 0"),
+    "rho": (lambda: optim.Adadelta(P, rho=1.5), ValueError, "Adadelta: rho must be at least 0 and at most 1, got 1.5"),
+    "alpha": (lambda: optim.RMSprop(P, alpha=-1), ValueError, "RMSprop: alpha must be at least 0, got -1"),
+    "nadam": (
+        lambda: optim.NAdam(P, betas=(1.0, 0.5)),
+        ValueError,
+        r"NAdam: betas\[0\] must be at least 0 and below 1",
+    ),
 }
 
 

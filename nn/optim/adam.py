@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import kernels
 from ...engine import Tensor
-from .optimizer import Group, Optimizer, check_number, zeros_for
+from .optimizer import Group, Optimizer, check_betas, check_number, zeros_for
 
 
 class Adam(Optimizer):
@@ -40,10 +40,7 @@ class Adam(Optimizer):
         name = type(self).__name__
         for setting in ("lr", "eps", "weight_decay"):
             check_number(name, setting, group[setting])
-        if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
-            raise ValueError(f"{name}: betas must be two numbers, got {group['betas']!r}")
-        for i, beta in enumerate(group["betas"]):
-            check_number(name, f"betas[{i}]", beta, below=1.0)
+        check_betas(name, group["betas"])
 
     def update(self, group: Group, params: list[Tensor]) -> None:
         amsgrad = group["amsgrad"]

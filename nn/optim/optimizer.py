@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ...engine import Tensor
 from ...engine.backend import is_array, transfer
-from ...engine.dtypes import is_half
 from ...engine.grad_mode import enable_grad
 from ...engine.tensor import wrap
 
 Group = dict[str, Any]
 
-# Large parameters are updated in pieces of so many elements, which stay in the CPU's cache between passes.
-_PIECE = 1 << 15
+# What a state holds beside arrays of the parameter's shape.
+_NUMBERS: dict[str, Callable[[Any], Any]] = {"step": int, "mu_product": float}
 
 
 class Optimizer:
@@ -34,7 +33,6 @@ class Optimizer:
         self.defaults = defaults
         self.state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         self.param_groups: list[Group] = []
-        self._scratch: dict[tuple[tuple[int, ...], np.dtype], list[np.ndarray]] = {}
         for group in given if isinstance(given[0], dict) else [{"params": given}]:
             self.add_param_group(group)
 
@@ -107,38 +105,6 @@ class Optimizer:
             alike[array.dtype, None if isinstance(array, np.ndarray) else array.device.id].append(parameter)
         return alike.values()
 
-    # ---- arrays
-
-    def pieces(self, arrays: list[Any], scratch: int) -> Iterator[list[Any]]:
-        """`arrays` (parameter, gradient, state) part by part, with `scratch` arrays to work in behind them.
-
-        Half types are handed out in float32 and written back; gradients, at position 1, are not.
-        """
-        first = arrays[0]
-        if is_half(first.dtype):
-            wide = [array.astype(np.float32) for array in arrays]
-            yield [*wide, *(np.empty_like(wide[0]) for _ in range(scratch))]
-            for i, (array, result) in enumerate(zip(arrays, wide, strict=True)):
-                if i != 1:
-                    array[...] = result
-        elif first.size <= _PIECE and isinstance(first, np.ndarray):
-            yield arrays + self._scratch_like(first, first.shape, scratch)
-        elif isinstance(first, np.ndarray) and all(array.flags.c_contiguous for array in arrays):
-            flat = [array.reshape(-1) for array in arrays]
-            for start in range(0, first.size, _PIECE):
-                parts = [array[start : start + _PIECE] for array in flat]
-                yield parts + self._scratch_like(first, parts[0].shape, scratch)
-        else:
-            yield arrays + [np.empty_like(first) for _ in range(scratch)]
-
-    def _scratch_like(self, array: np.ndarray, shape: tuple[int, ...], count: int) -> list[np.ndarray]:
-        """Arrays to work in, made once for each shape and dtype."""
-        key = (shape, array.dtype)
-        known = self._scratch.get(key)
-        if known is None or len(known) < count:
-            known = self._scratch[key] = [np.empty(shape, array.dtype) for _ in range(count)]
-        return known[:count]
-
     # ---- saving
 
     def state_dict(self) -> dict[str, Any]:
@@ -198,8 +164,8 @@ class Optimizer:
 
 def _loaded(name: str, key: str, value: Any, parameter: Tensor) -> Any:
     """A value of a saved state, with arrays copied in the parameter's dtype and to its device."""
-    if key == "step":
-        return int(value)
+    if key in _NUMBERS:
+        return _NUMBERS[key](value)
     if isinstance(value, Tensor):
         value = value._data
     elif hasattr(value, "detach"):
@@ -216,10 +182,27 @@ def zeros_for(parameter: Tensor) -> Tensor:
     return wrap(np.zeros_like(parameter._data, order="C"))
 
 
-def check_number(optimizer: str, name: str, value: Any, least: float = 0.0, below: float = float("inf")) -> None:
-    """Raise unless `value` is a number of at least `least` and less than `below`."""
+def check_number(
+    optimizer: str,
+    name: str,
+    value: Any,
+    least: float = 0.0,
+    below: float = float("inf"),
+    most: float = float("inf"),
+) -> None:
+    """Raise unless `value` is a number of at least `least`, less than `below` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{optimizer}: {name} must be a number, got {type(value).__name__}")
-    if not least <= value < below:
-        limit = f"at least {least:g}" if below == float("inf") else f"at least {least:g} and below {below:g}"
+    if not least <= value < below or value > most:
+        limit = f"at least {least:g}"
+        limit += f" and below {below:g}" if below < float("inf") else ""
+        limit += f" and at most {most:g}" if most < float("inf") else ""
         raise ValueError(f"{optimizer}: {name} must be {limit}, got {value}")
+
+
+def check_betas(optimizer: str, betas: Any) -> None:
+    """Raise unless `betas` are two numbers of at least 0 and below 1."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"{optimizer}: betas must be two numbers, got {betas!r}")
+    for i, beta in enumerate(betas):
+        check_number(optimizer, f"betas[{i}]", beta, below=1.0)
