@@ -83,7 +83,8 @@ def _report(chosen: Sequence[Case]) -> int:
         return 2
     print(f"\n{text.kernels_table(fits)}")
     problems = [f"{m.case}: {problem}" for m in measurements for problem in m.problems()]
-    problems += [f"{fit.use.kernel} spills on {fit.resources.arch}" for fit in chain(*fits.values()) if fit.spills]
+    spilling = (f"{fit.use.kernel} spills on {fit.resources.arch}" for fit in chain(*fits.values()) if fit.spills)
+    problems += dict.fromkeys(spilling)
     print("", *problems, sep="\n")
     seconds = time.perf_counter() - start
     print(f"{len(measurements)} cases, {len(fits)} kernels, {len(problems) or 'no'} problems, {seconds:.0f} s")

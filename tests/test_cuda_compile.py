@@ -31,10 +31,38 @@ needs_nvrtc = pytest.mark.skipif(bool(_missing()), reason=_missing())
 def test_every_variant_compiles_for_every_architecture_without_spills():
     kernels, archs = all_variants(), cuda_compile.architectures()
     assert {"sm_75", "sm_80", "sm_90", "sm_100"} <= set(archs)
-    rows = list(cuda_compile.compile_kernels(kernels, archs, together=10))
+    rows = list(cuda_compile.resources_of(kernels, archs))
     assert {(row.kernel, row.arch) for row in rows} == set(itertools.product(kernels, archs))
     spilling = [row for row in rows if row.spill_bytes or row.stack_bytes]
     assert not spilling, "\n" + cuda_compile.table(spilling)
+
+
+@needs_nvrtc
+def test_what_compiled_before_is_read_from_the_cache_and_a_failure_never_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "half.cu"
+    source.write_text("__global__ void good(float* p) { p[threadIdx.x] = 1; }\n__global__ void bad(float* p) { no; }")
+    good, bad = (launch.Kernel("half.cu", name, tmp_path) for name in ("good", "bad"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"good \(half.cu\), bad \(half.cu\): compilation failed"):
+            list(cuda_compile.resources_of([good, bad], ["sm_90"]))
+    assert not list(tmp_path.glob("cache/**/*.json"))
+
+    source = tmp_path / "whole.cu"
+    source.write_text("__global__ void good(float* p) { p[threadIdx.x] = 1; }")
+    good = launch.Kernel("whole.cu", "good", tmp_path)
+    first = list(cuda_compile.resources_of([good], ["sm_80", "sm_90"]))
+    assert [row.arch for row in first] == ["sm_80", "sm_90"]
+    with monkeypatch.context() as without_compiler:
+        without_compiler.setattr(cuda_compile, "compile_kernels", lambda kernels, *_: iter(kernels and [None]))
+        assert list(cuda_compile.resources_of([good], ["sm_80", "sm_90"])) == first
+    # Another text or option is another kernel.
+    other = tmp_path / "other" / "whole.cu"
+    other.parent.mkdir()
+    other.write_text(source.read_text() + "// changed")
+    assert cuda_compile._kept(launch.Kernel("whole.cu", "good", other.parent), "sm_80") is None
+    monkeypatch.setattr(launch, "OPTIONS", ("--std=c++20",))
+    assert cuda_compile._kept(good, "sm_80") is None
 
 
 @needs_nvrtc

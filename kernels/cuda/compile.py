@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.metadata
+import json
 import multiprocessing
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
 
 from . import launch
 from .launch import Kernel
@@ -65,6 +71,8 @@ def compile_kernels(
     """
     require_compiler()
     jobs = [(group, arch) for group in _groups(kernels, together) for arch in archs]
+    if not jobs:
+        return
     # NVRTC compiles one program at a time in a process. Spawned, because forks inherit locks that threads may
     # hold.
     workers = min(workers or os.cpu_count() or 1, _MOST_WORKERS, len(jobs))
@@ -76,6 +84,21 @@ def compile_kernels(
         finally:
             for future in futures:
                 future.cancel()
+
+
+def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int = 10) -> Iterator[Resources]:
+    """As `compile_kernels`, but what the same compiler said of the same text before is read from the user's cache.
+
+    Only what compiled is kept, so that nothing which fails is hidden.
+    """
+    require_compiler()
+    for arch in archs:
+        known = {kernel: _kept(kernel, arch) for kernel in kernels}
+        yield from (row for row in known.values() if row is not None)
+        unknown = [kernel for kernel, row in known.items() if row is None]
+        for row in compile_kernels(unknown, [arch], together):
+            _keep(row)
+            yield row
 
 
 def table(rows: Sequence[Resources]) -> str:
@@ -98,6 +121,42 @@ def table(rows: Sequence[Resources]) -> str:
         )
         for line in cells
     )
+
+
+def _kept(kernel: Kernel, arch: str) -> Resources | None:
+    try:
+        numbers = json.loads(_file(kernel, arch).read_text())
+        return Resources(kernel=kernel, arch=arch, **numbers)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _keep(row: Resources) -> None:
+    path = _file(row.kernel, row.arch)
+    numbers = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in ("kernel", "arch")}
+    temporary = path.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):  # without a cache it only takes longer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(numbers))
+        temporary.replace(path)
+
+
+def _file(kernel: Kernel, arch: str) -> Path:
+    parts = (_compiler_name(), *launch.OPTIONS, arch, kernel.name, kernel.text())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "adjoint" / "resources" / f"{key}.json"
+
+
+@cache
+def _compiler_name() -> str:
+    """What the result depends on besides the text: the compiler, CuPy's options, CUDA's headers."""
+    installed = {
+        distribution.name: distribution.version
+        for distribution in importlib.metadata.distributions()
+        if distribution.name and distribution.name.startswith(("cupy", "nvidia-cuda"))
+    }
+    return f"{require_compiler()} {sorted(installed.items())}"
 
 
 def _groups(kernels: Sequence[Kernel], size: int) -> Iterator[list[Kernel]]:

@@ -17,7 +17,7 @@ from .case import Case
 from .occupancy import occupancy
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-TOGETHER = 10  # kernels of one source that are compiled at once
+SECTOR_BYTES = 32
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"
 
@@ -72,6 +72,11 @@ class Measurement:
     def through_l2(self) -> float:
         """Bytes that blocks get from the L2, if each gets everything once, over those needed."""
         return self._sum(lambda trace: trace.bytes_by_block) / self.case.needed
+
+    @cached_property
+    def asked(self) -> float:
+        """Bytes of the sectors of all requests, which the L1 may answer, over those needed."""
+        return self._sum(lambda trace: trace.sectors()) * SECTOR_BYTES / self.case.needed
 
     @cached_property
     def sectors(self) -> float:
@@ -156,5 +161,5 @@ def fits(measurements: Sequence[Measurement], archs: Sequence[str] = ARCHITECTUR
     """For every kernel and architecture. Raises RuntimeError where NVRTC is missing."""
     uses = list(dict.fromkeys(use for measurement in measurements for use in measurement.uses))
     kernels = list(dict.fromkeys(use.kernel for use in uses))
-    rows = {(row.kernel, row.arch): row for row in cuda_compile.compile_kernels(kernels, archs, TOGETHER)}
+    rows = {(row.kernel, row.arch): row for row in cuda_compile.resources_of(kernels, archs)}
     return {use: [Fit(use, rows[use.kernel, arch]) for arch in archs] for use in uses}

@@ -9,13 +9,26 @@ from .measure import ARCHITECTURES, Fit, Measurement, Use
 LEGEND = """\
 moved      bytes to and from device memory over those that any implementation needs, if the L2 keeps everything
 L2         the same between blocks and the L2, if a block gets everything once
+L1         the same for all requests, if none is answered by another one's sectors
 sectors    of 32 bytes that a warp's request to global memory touches, and the fewest that hold its bytes
 conflicts  cycles that a warp's request to shared memory loses to others of the same bank"""
 
 
 def cases_table(measurements: Sequence[Measurement]) -> str:
     """One line for each case, and the reason where one has limits of its own."""
-    heading = ("family", "operation", "shape", "dtype", "launches", "moved", "L2", "sectors", "fewest", "conflicts")
+    heading = (
+        "family",
+        "operation",
+        "shape",
+        "dtype",
+        "launches",
+        "moved",
+        "L2",
+        "L1",
+        "sectors",
+        "fewest",
+        "conflicts",
+    )
     rows = [
         (
             m.case.family,
@@ -25,24 +38,37 @@ def cases_table(measurements: Sequence[Measurement]) -> str:
             str(len(m.traces)),
             f"{m.moved:.2f}",
             f"{m.through_l2:.2f}",
+            f"{m.asked:.2f}",
             f"{m.sectors:.2f}",
             f"{m.least_sectors:.2f}",
             "-" if m.conflicts is None else f"{m.conflicts:.2f}",
         )
         for m in measurements
     ]
-    reasons = dict.fromkeys(f"{m.case}: {m.case.why}" for m in measurements if m.case.why)
-    return "\n".join([_aligned([heading, *rows], left=4), "", LEGEND, *([""] if reasons else []), *reasons])
+    return "\n".join([_aligned([heading, *rows], left=4), "", LEGEND, *_reasons(measurements)])
+
+
+def _reasons(measurements: Sequence[Measurement]) -> list[str]:
+    """Why cases have limits of their own, each reason once, with the cases that give it."""
+    reasons: dict[str, list[str]] = {}
+    for m in measurements:
+        if m.case.why:
+            reasons.setdefault(m.case.why, []).append(f"  {m.case}")
+    return [line for why, given in reasons.items() for line in ("", f"Allowed because {why}:", *given)]
 
 
 def kernels_table(fits: Mapping[Use, Sequence[Fit]]) -> str:
-    """One line for each launched kernel: registers, spilled bytes and occupancy on each architecture."""
-    first = ("kernel", "threads", *(text for arch in ARCHITECTURES for text in (arch, "", "")))
-    second = ("", "", *("registers", "spills", "occupancy") * len(ARCHITECTURES))
+    """One line for each launched kernel: registers, spilled bytes and occupancy on each architecture.
+
+    Shared memory is that of sm_90, static and dynamic.
+    """
+    first = ("kernel", "threads", "shared", *(text for arch in ARCHITECTURES for text in (arch, "", "")))
+    second = ("", "", "", *("registers", "spills", "occupancy") * len(ARCHITECTURES))
     rows = [
         (
             str(use.kernel),
             str(use.threads),
+            str(of_archs[ARCHITECTURES.index("sm_90")].resources.shared_bytes + use.dynamic_bytes),
             *(
                 text
                 for fit in of_archs
