@@ -259,7 +259,7 @@ def test_the_choice_of_tile():
 
 def test_an_image_beyond_32_bit_offsets_is_refused():
     x = np.broadcast_to(np.float32(0), (1, 2, 2**15, 2**15))
-    with pytest.raises(ValueError, match="conv: an image has 2147483648 elements"):
+    with pytest.raises(ValueError, match="conv2d: an image has 2147483648 elements"):
         conv.conv(x, np.zeros((1, 2, 1, 1), np.float32), None, (2**14, 2**14), ((0, 0), (0, 0)), (1, 1), 1)
 
 

@@ -1,14 +1,13 @@
 """Convolution of one and three axes, and depthwise convolution of any number of axes."""
 
 import importlib
-from itertools import product
-from math import prod
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_conv import naive
 
 from adjoint import kernels
 from adjoint.kernels.cpu import parallel
@@ -36,35 +35,6 @@ DENSE = [
     ((1, 4, 7, 6, 5), (6, 2, 2, 3, 1), (2, 1, 3), ((3, 0), (0, 1), (2, 2)), (2, 1, 1), 2),
     ((1, 2, 2, 3, 3), (3, 2, 2, 1, 1), (1, 1, 1), ((4, 3), (0, 0), (0, 0)), (1, 1, 1), 1),
 ]
-
-
-def under(x, tap, outputs, stride, dilation):
-    """What a tap sees of padded images from all outputs."""
-    axes = zip(tap, outputs, stride, dilation, strict=True)
-    return x[:, :, *(slice(t * d, t * d + (count - 1) * s + 1, s) for t, count, s, d in axes)]
-
-
-def naive(x, weight, dy, stride, padding, dilation, groups):
-    """y, dx and dw in float64, one tap at a time; dy is a function of y's shape."""
-    x, weight = x.astype(np.float64), weight.astype(np.float64)
-    (n, _, *sizes), (k, c, *taps) = x.shape, weight.shape
-    wide = np.pad(x, ((0, 0), (0, 0), *padding))
-    axes = zip(wide.shape[2:], taps, stride, dilation, strict=True)
-    outputs = [(size - gap * (count - 1) - 1) // step + 1 for size, count, step, gap in axes]
-    dy = dy((n, k, *outputs))
-    grads = dy.astype(np.float64).reshape(n, groups, k // groups, prod(outputs))
-    y, dx, dw = np.zeros(dy.shape), np.zeros_like(wide), np.zeros_like(weight)
-    for tap in product(*map(range, taps)):
-        factors = weight[:, :, *tap].reshape(groups, k // groups, c)
-        seen = under(wide, tap, outputs, stride, dilation)
-        flat = seen.reshape(n, groups, c, prod(outputs))
-        y += np.einsum("ngcp,gkc->ngkp", flat, factors).reshape(y.shape)
-        dw[:, :, *tap] = np.einsum("ngcp,ngkp->gkc", flat, grads).reshape(k, c)
-        under(dx, tap, outputs, stride, dilation)[...] += np.einsum("ngkp,gkc->ngcp", grads, factors).reshape(
-            seen.shape
-        )
-    inside = [slice(before, before + size) for size, (before, _) in zip(sizes, padding, strict=True)]
-    return y, dy, dx[:, :, *inside], dw
 
 
 def operands(x_shape, weight_shape, dtype=np.float64, seed=0):

@@ -6,6 +6,7 @@ Forward and input gradient are the same computation over differently described a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Pads, Sizes
-from . import launch
+from . import depthwise, launch
 from .launch import FLOAT_TYPES, Kernel, divide_up
 
 Array = Any
@@ -99,36 +100,41 @@ def conv(
     dilation: Sizes,
     groups: int,
 ) -> Array:
-    images, _, *source = x.shape
-    filters, channels, *taps = weight.shape
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
-    out_h, out_w = shape[2:]
-    _check_sizes("conv", weight.shape, x.shape, shape)
+    _check_sizes(geometry.conv_name(stride), weight.shape, x.shape, shape)
     y = launch.empty(shape, x.dtype, x)
+    x, weight = launch.contiguous(x), launch.contiguous(weight)
+    bias = None if bias is None else launch.contiguous(bias)
+    window = depthwise.window_of(x.dtype, weight.shape, stride, dilation, groups)
+    if window is not None and y.size:
+        depthwise.forward(window, x, weight, bias, y, _before(padding))
+        return y
+    filters, channels = weight.shape[:2]
+    out, source, taps = _three(y.shape[2:]), _three(x.shape[2:]), _three(weight.shape[2:])
     weights_of_row = math.prod(weight.shape[1:])
     _gather(
-        launch.contiguous(x),
-        launch.contiguous(weight),
-        None if bias is None else launch.contiguous(bias),
+        x,
+        weight,
+        bias,
         y,
-        pixels=images * out_h * out_w,
+        pixels=x.shape[0] * math.prod(out),
         groups=groups,
         rows=filters // groups,
         channels=channels,
         taps=taps,
-        out=(out_h, out_w),
+        out=out,
         source=source,
-        step=stride,
-        tap=dilation,
-        first=(-padding[0][0], -padding[1][0]),
+        step=_three(stride),
+        tap=_three(dilation),
+        first=[-before for before in _before(padding)],
         filter_group=filters // groups * weights_of_row,
         filter_row=weights_of_row,
         filter_channel=math.prod(taps),
-        filter=(taps[1], 1),
+        filter=_pitches(taps),
         filter_first=0,
-        target_plane=out_h * out_w,
+        target_plane=math.prod(out),
         target_first=0,
-        target=(out_w, 1),
+        target=_pitches(out),
     )
     return y
 
@@ -142,38 +148,44 @@ def conv_input_grad(
     dilation: Sizes,
     groups: int,
 ) -> Array:
-    images, _, height, width = input_shape
-    filters, channels, taps_h, taps_w = weight.shape
-    _check_sizes("conv_input_grad", weight.shape, dy.shape, input_shape)
+    _check_sizes(geometry.conv_name(stride, "_input_grad"), weight.shape, dy.shape, input_shape)
     dx = launch.empty(input_shape, dy.dtype, dy)
     dy, weight = launch.contiguous(dy), launch.contiguous(weight)
-    for vertical in _residues(height, taps_h, stride[0], padding[0][0], dilation[0]):
-        for horizontal in _residues(width, taps_w, stride[1], padding[1][0], dilation[1]):
-            met = vertical.taps * horizontal.taps > 0
-            _gather(
-                dy,
-                weight,
-                None,
-                dx,
-                pixels=images * vertical.positions * horizontal.positions,
-                groups=groups,
-                rows=channels,
-                channels=filters // groups if met else 0,
-                taps=(max(vertical.taps, 1), max(horizontal.taps, 1)),
-                out=(vertical.positions, horizontal.positions),
-                source=dy.shape[2:],
-                step=(1, 1),
-                tap=(vertical.distance, horizontal.distance),
-                first=(vertical.source, horizontal.source),
-                filter_group=filters // groups * channels * taps_h * taps_w,
-                filter_row=taps_h * taps_w,
-                filter_channel=channels * taps_h * taps_w,
-                filter=(vertical.tap_step * taps_w, horizontal.tap_step),
-                filter_first=vertical.tap * taps_w + horizontal.tap,
-                target_plane=height * width,
-                target_first=vertical.position * width + horizontal.position,
-                target=(stride[0] * width, stride[1]),
-            )
+    window = depthwise.input_grad_window(dy.dtype, weight.shape, stride, padding, dilation, groups)
+    if window is not None and dx.size:
+        depthwise.input_grad(window, dy, weight, dx, _before(padding))
+        return dx
+    filters, channels = weight.shape[:2]
+    size, taps, steps = _three(input_shape[2:]), _three(weight.shape[2:]), _three(stride)
+    axes = zip(size, taps, steps, _before(padding), _three(dilation), strict=True)
+    pitches, tap_pitches = _pitches(size), _pitches(taps)
+    for residues in itertools.product(*(_residues(*axis) for axis in axes)):
+        met = all(residue.taps > 0 for residue in residues)
+        out = [residue.positions for residue in residues]
+        _gather(
+            dy,
+            weight,
+            None,
+            dx,
+            pixels=input_shape[0] * math.prod(out),
+            groups=groups,
+            rows=channels,
+            channels=filters // groups if met else 0,
+            taps=[max(residue.taps, 1) for residue in residues],
+            out=out,
+            source=_three(dy.shape[2:]),
+            step=(1, 1, 1),
+            tap=[residue.distance for residue in residues],
+            first=[residue.source for residue in residues],
+            filter_group=filters // groups * channels * math.prod(taps),
+            filter_row=math.prod(taps),
+            filter_channel=channels * math.prod(taps),
+            filter=[residue.tap_step * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)],
+            filter_first=sum(residue.tap * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)),
+            target_plane=math.prod(size),
+            target_first=sum(residue.position * pitch for residue, pitch in zip(residues, pitches, strict=True)),
+            target=[step * pitch for step, pitch in zip(steps, pitches, strict=True)],
+        )
     return dx
 
 
@@ -186,28 +198,35 @@ def conv_weight_grad(
     dilation: Sizes,
     groups: int,
 ) -> Array:
-    images, _, out_h, out_w = dy.shape
-    filters, channels, *taps = weight_shape
-    rows, columns, pixels = filters // groups, channels * math.prod(taps), images * out_h * out_w
-    _check_sizes("conv_weight_grad", weight_shape, dy.shape, x.shape)
+    filters, channels = weight_shape[:2]
+    out, taps = _three(dy.shape[2:]), _three(weight_shape[2:])
+    rows, columns, pixels = filters // groups, channels * math.prod(taps), dy.shape[0] * math.prod(out)
+    _check_sizes(geometry.conv_name(stride, "_weight_grad"), weight_shape, dy.shape, x.shape)
     dw = launch.empty(weight_shape, dy.dtype, dy)
     if dw.size == 0 or pixels == 0:
         dw.fill(0)
         return dw
+    dy, x = launch.contiguous(dy), launch.contiguous(x)
     c_type = launch.c_type(dy.dtype)
-    tile = weight_grad_tile(c_type, rows, columns)
-    if tile is None:
+    accumulator = np.float64 if c_type == "double" else np.float32
+    window = depthwise.window_of(dy.dtype, weight_shape, stride, dilation, groups)
+    if window is not None:
+        _sum_partials(depthwise.weight_grad(window, dy, x, weight_shape[2:], _before(padding)), dw)
+        return dw
+    tile = weight_grad_tile(c_type, rows, columns) if len(stride) == 2 else None
+    if channels == 1 and groups > 1:
+        kernel, blocks = depthwise.weight_grad_any(c_type), filters * divide_up(columns, depthwise.TAPS_AT_ONCE)
+    elif tile is None:
         kernel, blocks = Kernel("conv_direct.cu", f"weight_grad_direct<{c_type}>"), dw.size
     else:
         kernel = tile.kernel("weight_grad_gemm", c_type)
         blocks = groups * divide_up(rows, tile.rows) * divide_up(columns, tile.columns)
-    accumulator = np.float64 if c_type == "double" else np.float32
     part = _part(pixels, blocks, dw.size * np.dtype(accumulator).itemsize)
     splits = divide_up(pixels, part)
     partial = launch.empty((splits, dw.size), accumulator, dy) if splits > 1 else None
     settings = launch.struct(
         _WEIGHT_GRAD,
-        **_pairs_split(
+        **_axes_split(
             pixels=pixels,
             part=part,
             splits=splits,
@@ -215,34 +234,55 @@ def conv_weight_grad(
             rows=rows,
             channels=channels,
             taps=taps,
-            out=(out_h, out_w),
-            source=x.shape[2:],
-            stride=stride,
-            dilation=dilation,
-            first=(-padding[0][0], -padding[1][0]),
+            out=out,
+            source=_three(x.shape[2:]),
+            stride=_three(stride),
+            dilation=_three(dilation),
+            first=[-before for before in _before(padding)],
         ),
     )
-    arrays = [launch.contiguous(dy), launch.contiguous(x), dw, partial]
-    launch.launch(kernel, (splits * blocks,), (_THREADS,), [*arrays, settings])
-    if partial is not None:
-        kernel = Kernel("conv_gemm.cu", f"sum_partials<{c_type}>")
-        sizes = [np.int32(splits), np.int32(dw.size)]
-        launch.launch(kernel, (divide_up(dw.size, _THREADS),), (_THREADS,), [partial, dw, *sizes])
+    launch.launch(kernel, (splits * blocks,), (_THREADS,), [dy, x, dw, partial, settings])
+    _sum_partials(partial, dw)
     return dw
+
+
+def _sum_partials(partial: Array | None, dw: Array) -> None:
+    """Add partial sums (parts, weights), where there are any, in their order."""
+    if partial is None:
+        return
+    kernel = Kernel("conv_gemm.cu", f"sum_partials<{launch.c_type(dw.dtype)}>")
+    sizes = [np.int32(len(partial)), np.int32(dw.size)]
+    launch.launch(kernel, (divide_up(dw.size, _THREADS),), (_THREADS,), [partial, dw, *sizes])
+
+
+def _three(values: Sequence[int]) -> Sequence[int]:
+    """Sizes, strides or dilations along (depth, height, width)."""
+    return (1,) * (3 - len(values)) + tuple(values)
+
+
+def _before(padding: Pads) -> Sequence[int]:
+    return (0,) * (3 - len(padding)) + tuple(before for before, _ in padding)
+
+
+def _pitches(sizes: Sequence[int]) -> Sequence[int]:
+    """How far neighbours along (depth, height, width) lie apart."""
+    return sizes[1] * sizes[2], sizes[2], 1
 
 
 def _gather(source: Array, weight: Array, bias: Array | None, target: Array, /, **fields: Any) -> None:
     groups, rows, pixels, plane = fields["groups"], fields["rows"], fields["pixels"], math.prod(fields["out"])
     c_type = launch.c_type(source.dtype)
-    tile = gather_tile(c_type, groups, rows, fields["channels"] * math.prod(fields["taps"]), pixels)
+    tile = None
+    if fields["source"][0] == fields["taps"][0] == fields["out"][0] == 1:
+        tile = gather_tile(c_type, groups, rows, fields["channels"] * math.prod(fields["taps"]), pixels)
     if tile is None:
         kernel = Kernel("conv_direct.cu", f"gather_direct<{c_type}>")
         blocks = pixels // max(plane, 1) * divide_up(groups * rows * plane, _THREADS)
     else:
         kernel = tile.kernel("gather_gemm", c_type)
         blocks = groups * divide_up(rows, tile.rows) * divide_up(pixels, tile.columns)
-    dense = fields["target_plane"] == plane and tuple(fields["target"]) == (fields["out"][1], 1)
-    settings = launch.struct(_GATHER, **_pairs_split(**fields, packed=dense and plane % 4 == 0))
+    dense = fields["target_plane"] == plane and tuple(fields["target"]) == _pitches(fields["out"])
+    settings = launch.struct(_GATHER, **_axes_split(**fields, packed=dense and plane % 4 == 0))
     launch.launch(kernel, (blocks,), (_THREADS,), [source, weight, bias, target, settings])
 
 
@@ -310,24 +350,24 @@ def _struct_type(wide: str, narrow: str) -> np.dtype:
 # The fields of the structs of the same names in src/conv.cuh, in their order.
 _GATHER = _struct_type(
     "pixels",
-    "groups rows channels taps_h taps_w out_h out_w "
-    "source_h source_w step_h step_w tap_h tap_w first_h first_w "
-    "filter_group filter_row filter_channel filter_h filter_w filter_first "
-    "target_plane target_first target_h target_w packed",
+    "groups rows channels taps_d taps_h taps_w out_d out_h out_w "
+    "source_d source_h source_w step_d step_h step_w tap_d tap_h tap_w first_d first_h first_w "
+    "filter_group filter_row filter_channel filter_d filter_h filter_w filter_first "
+    "target_plane target_first target_d target_h target_w packed",
 )
 _WEIGHT_GRAD = _struct_type(
     "pixels part",
-    "splits groups rows channels taps_h taps_w out_h out_w source_h source_w stride_h stride_w "
-    "dilation_h dilation_w first_h first_w",
+    "splits groups rows channels taps_d taps_h taps_w out_d out_h out_w source_d source_h source_w "
+    "stride_d stride_h stride_w dilation_d dilation_h dilation_w first_d first_h first_w",
 )
 
 
-def _pairs_split(**fields: Any) -> dict[str, int]:
-    """The fields with each pair `name` made into `name_h` and `name_w`."""
+def _axes_split(**fields: Any) -> dict[str, int]:
+    """The fields with each triple `name` made into `name_d`, `name_h` and `name_w`."""
     split: dict[str, int] = {}
     for name, value in fields.items():
         if isinstance(value, (tuple, list)):
-            split[f"{name}_h"], split[f"{name}_w"] = value
+            split[f"{name}_d"], split[f"{name}_h"], split[f"{name}_w"] = value
         else:
             split[name] = value
     return split

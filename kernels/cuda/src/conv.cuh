@@ -1,35 +1,37 @@
 // What the convolution kernels share: how a launch is described, and counting without division.
 #include "common.cuh"
 
-// One pass that computes, for every image n, group g, row m of the group and pixel (i, j) of the launch,
+// One pass that computes, for every image n, group g, row m of the group and pixel (l, i, j) of the launch,
 //
-//   target[n, g, m][target_first + i * target_h + j * target_w] =
-//       sum over channel c, tap (r, s) of  filter(g, m, c, r, s) *
-//       source[n, g, c][i * step_h + r * tap_h + first_h, j * step_w + s * tap_w + first_w]
+//   target[n, g, m][target_first + l * target_d + i * target_h + j * target_w] =
+//       sum over channel c, tap (t, r, s) of  filter(g, m, c, t, r, s) *
+//       source[n, g, c][l * step_d + t * tap_d + first_d, i * step_h + r * tap_h + first_h, j * step_w + ...]
 //
 // where positions outside the source count as zero. The forward convolution is one such pass: steps are strides, tap
 // distances are dilations. The input gradient is one pass for each residue of the position modulo the stride: the taps
-// that meet such positions lie at equal distances, so no product with a skipped position is ever made.
+// that meet such positions lie at equal distances, so no product with a skipped position is ever made. The tiled kernels
+// are for images: one tap and one place along the depth.
 struct Gather {
-    int64 pixels;  // images * out_h * out_w
-    int32 groups, rows, channels, taps_h, taps_w;
-    int32 out_h, out_w;
-    int32 source_h, source_w, step_h, step_w, tap_h, tap_w, first_h, first_w;
-    int32 filter_group, filter_row, filter_channel, filter_h, filter_w, filter_first;
-    int32 target_plane, target_first, target_h, target_w;
+    int64 pixels;  // images * out_d * out_h * out_w
+    int32 groups, rows, channels, taps_d, taps_h, taps_w;
+    int32 out_d, out_h, out_w;
+    int32 source_d, source_h, source_w, step_d, step_h, step_w, tap_d, tap_h, tap_w, first_d, first_h, first_w;
+    int32 filter_group, filter_row, filter_channel, filter_d, filter_h, filter_w, filter_first;
+    int32 target_plane, target_first, target_d, target_h, target_w;
     int32 packed;  // whether pixels lie in the target one after the other and four of them never span two images
 };
 
-// The weight gradient: for every group, row m, channel c and tap (r, s), the sum over n, p, q of
+// The weight gradient: for every group, row m, channel c and tap (t, r, s), the sum over n, o, p, q of
 //
-//   dy[n, g, m][p, q] * x[n, g, c][p * stride_h + r * dilation_h + first_h, q * stride_w + s * dilation_w + first_w]
+//   dy[n, g, m][o, p, q] * x[n, g, c][o * stride_d + t * dilation_d + first_d, p * stride_h + r * dilation_h + first_h, ...]
 //
-// in `splits` parts of `part` positions (n, p, q) each; more than one part leave partial sums that are added in order.
+// in `splits` parts of `part` positions (n, o, p, q) each; more than one part leave partial sums that are added in order.
 struct WeightGrad {
     int64 pixels, part;
-    int32 splits, groups, rows, channels, taps_h, taps_w;
-    int32 out_h, out_w;
-    int32 source_h, source_w, stride_h, stride_w, dilation_h, dilation_w, first_h, first_w;
+    int32 splits, groups, rows, channels, taps_d, taps_h, taps_w;
+    int32 out_d, out_h, out_w;
+    int32 source_d, source_h, source_w, stride_d, stride_h, stride_w;
+    int32 dilation_d, dilation_h, dilation_w, first_d, first_h, first_w;
 };
 
 // A number written as (high, middle, low) with low < size_low and middle < size_middle.
