@@ -126,68 +126,86 @@ __global__ void __launch_bounds__(kTileBlock, 3) bias_activation_grad_rows(
     const T* __restrict__ dy, const T* __restrict__ saved, const T* __restrict__ numbers, T* __restrict__ dx,
     Accumulator<T>* __restrict__ partials, Channels shape, Activation how) {
     using A = Accumulator<T>;
-    constexpr int kVector = Tile<T>::kVector;
-    __shared__ A sums[kTileBlock * kVector];
+    using Vector = Pack<T, Tile<T>::kVector>;
+    constexpr int kVector = Tile<T>::kVector, kPart = kVectorBytes / sizeof(A);
+    constexpr int kApart = kWarpSize / 2;
+    __shared__ __align__(kVectorBytes) A sums[(kTileBlock * kPart + kApart) * (kVector / kPart)];
     const bool vectors =
         shape.channels % kVector == 0 && fits_vectors(dy) && fits_vectors(saved) && fits_vectors(dx);
-    const int width = blockDim.x, first = blockIdx.x * width * kVector;
-    // The column of item i.
+    const int width = blockDim.x, columns = width * kVector, first = blockIdx.x * columns;
+    // Item i's column of the block.
     const auto column = [=](int i) {
-        return first + (vectors ? int(threadIdx.x) * kVector + i : i * width + int(threadIdx.x));
+        return vectors ? int(threadIdx.x) * kVector + i : i * width + int(threadIdx.x);
     };
+    const int left = shape.channels - first;
     A p[kVector], sum[kVector];
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-        sum[i] = 0;
-        p[i] = numbers != nullptr && column(i) < shape.channels ? widen(numbers[column(i)]) : A(0);
+    for (int i = 0; i < kVector; ++i) sum[i] = p[i] = 0;
+    if (numbers != nullptr && vectors && fits_vectors(numbers)) {
+        if (column(0) < left) {
+            const Vector pack = *reinterpret_cast<const Vector*>(numbers + first + column(0));
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) p[i] = widen(pack.value[i]);
+        }
+    } else if (numbers != nullptr) {
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            if (column(i) < left) p[i] = widen(numbers[first + column(i)]);
+        }
     }
     const int64 start = blockIdx.y * shape.lines_per_block;
     const int64 stop = min(start + shape.lines_per_block, shape.lines);
 #pragma unroll 1
     for (int64 row = start + threadIdx.y; row < stop; row += blockDim.y) {
-        const int64 at = row * shape.channels;
+        const int64 at = row * shape.channels + first;
         A g[kVector], s[kVector];
         if (vectors) {
-            if (column(0) >= shape.channels) break;
-            const auto dy_pack = *reinterpret_cast<const Pack<T, kVector>*>(dy + at + column(0));
-            const auto saved_pack = *reinterpret_cast<const Pack<T, kVector>*>(saved + at + column(0));
+            if (column(0) >= left) break;
+            const Vector dy_pack = *reinterpret_cast<const Vector*>(dy + at + column(0));
+            const Vector saved_pack = *reinterpret_cast<const Vector*>(saved + at + column(0));
 #pragma unroll
             for (int i = 0; i < kVector; ++i) g[i] = widen(dy_pack.value[i]), s[i] = widen(saved_pack.value[i]);
         } else {
 #pragma unroll
             for (int i = 0; i < kVector; ++i) {
-                const bool inside = column(i) < shape.channels;
-                g[i] = inside ? widen(dy[at + column(i)]) : A(0);
-                s[i] = inside ? widen(saved[at + column(i)]) : A(0);
+                g[i] = column(i) < left ? widen(dy[at + column(i)]) : A(0);
+                s[i] = column(i) < left ? widen(saved[at + column(i)]) : A(0);
             }
         }
         gradients(how, g, s, p);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) sum[i] += s[i];
         if (vectors) {
-            Pack<T, kVector> pack;
+            Vector pack;
 #pragma unroll
             for (int i = 0; i < kVector; ++i) pack.value[i] = narrow<T>(g[i]);
-            *reinterpret_cast<Pack<T, kVector>*>(dx + at + column(0)) = pack;
+            *reinterpret_cast<Vector*>(dx + at + column(0)) = pack;
         } else {
 #pragma unroll
             for (int i = 0; i < kVector; ++i) {
-                if (column(i) < shape.channels) dx[at + column(i)] = narrow<T>(g[i]);
+                if (column(i) < left) dx[at + column(i)] = narrow<T>(g[i]);
             }
         }
     }
     if (partials == nullptr) return;
-    // Item by item, so that neighbouring threads use neighbouring banks.
+    // Item i of a thread; the parts of a longer row of items lie in different banks.
+    const auto place = [](int thread, int i) {
+        return i / kPart * (kTileBlock * kPart + kApart) + thread * kPart + i % kPart;
+    };
+    const int thread = threadIdx.y * width + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) sums[i * kTileBlock + threadIdx.y * width + threadIdx.x] = sum[i];
-    __syncthreads();
-    if (threadIdx.y != 0) return;
+    for (int i = 0; i < kVector; i += kPart) {
+        Pack<A, kPart> pack;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-        A total = 0;
-        for (int y = 0; y < int(blockDim.y); ++y) total += sums[i * kTileBlock + y * width + threadIdx.x];
-        if (column(i) < shape.channels) partials[int64(blockIdx.y) * shape.channels + column(i)] = total;
+        for (int j = 0; j < kPart; ++j) pack.value[j] = sum[i + j];
+        *reinterpret_cast<Pack<A, kPart>*>(sums + place(thread, i)) = pack;
     }
+    __syncthreads();
+    if (thread >= min(columns, left)) return;
+    const int x = vectors ? thread / kVector : thread % width, item = vectors ? thread % kVector : thread / width;
+    A total = 0;
+    for (int y = 0; y < int(blockDim.y); ++y) total += sums[place(y * width + x, item)];
+    partials[int64(blockIdx.y) * shape.channels + first + thread] = total;
 }
 
 // Channels with planes. A block takes a part of one channel's elements: blockIdx.x = part * channels + channel.
