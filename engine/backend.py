@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from ..kernels.cuda import cupy_cache
 
 _CHOICES = ("numpy", "cupy", "auto")
 
@@ -59,6 +63,8 @@ def cupy() -> ModuleType:
         "install it with `pip install 'cupy-cuda12x[ctk]'` or `'cupy-cuda13x[ctk]'` (as the driver allows), "
         "or choose NumPy with ADJOINT_BACKEND=numpy"
     )
+    if "cupy" not in sys.modules and importlib.util.find_spec("cupy"):
+        cupy_cache.prepare()
     try:
         import cupy
     except ImportError as error:

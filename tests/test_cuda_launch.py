@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import math
+import os
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -37,11 +42,20 @@ class FakeDevice:
 
     __hash__ = None
 
+    def __str__(self):
+        return f"<CUDA Device {self.id}>"
+
+    compute_capability = "90"
+
 
 class FakeArray:
     def __init__(self, shape=(4,), dtype=np.float32, device=0, contiguous=True):
         self.shape, self.strides, self.dtype = shape, (4,) * len(shape), np.dtype(dtype)
         self.device, self.flags = FakeDevice(device), SimpleNamespace(c_contiguous=contiguous)
+
+    def copy(self, order):
+        with self.device:
+            return sys.modules["cupy"].empty(self.shape, self.dtype)
 
 
 class FakeFunction:
@@ -65,10 +79,20 @@ class CompileException(Exception):
     pass
 
 
+class OutOfMemoryError(MemoryError):
+    """As CuPy's: its message is made from numbers."""
+
+    def __init__(self, size, total, limit=0):
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
+
+
 @pytest.fixture
 def cupy(monkeypatch):
-    """Stands in for CuPy: `modules` are those made, `functions` those compiled, `calls` the launches."""
-    fake = SimpleNamespace(modules=[], functions=[], calls=[], log=None)
+    """Stands in for CuPy: `modules` are those made, `functions` those compiled, `calls` the launches.
+
+    `log` is the compiler's complaint, `disk_error` that of the cache folder, `free` and `cached` are bytes of memory.
+    """
+    fake = SimpleNamespace(modules=[], functions=[], calls=[], log=None, disk_error=None, free=2**40, cached=0)
 
     class RawModule:
         def __init__(self, **options):
@@ -77,14 +101,28 @@ def cupy(monkeypatch):
         def get_function(self, name):
             if fake.log:
                 raise CompileException(fake.log)
+            if fake.disk_error and os.environ.get("CUPY_CACHE_IN_MEMORY") != "1":
+                raise fake.disk_error
             fake.functions.append(FakeFunction(fake.calls))
             return fake.functions[-1]
 
+    def free_all_blocks():
+        fake.free, fake.cached = fake.free + fake.cached, 0
+
     def empty(shape, dtype):
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > fake.free:
+            raise OutOfMemoryError(size, 0)
         return FakeArray(shape, dtype, FakeDevice.current.id)
 
     fake.RawModule, fake.ndarray, fake.empty = RawModule, FakeArray, empty
-    fake.cuda = SimpleNamespace(compiler=SimpleNamespace(CompileException=CompileException))
+    fake.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=free_all_blocks)
+    fake.cuda = SimpleNamespace(
+        compiler=SimpleNamespace(CompileException=CompileException),
+        Device=FakeDevice,
+        runtime=SimpleNamespace(getDeviceProperties=lambda device: {"name": b"GeForce GTX 1080"}),
+    )
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
     monkeypatch.setitem(sys.modules, "cupy", fake)
     with installed(launch.CupyLauncher()):
         yield fake
@@ -131,6 +169,87 @@ def test_a_kernel_that_does_not_compile_is_named_with_the_log(cupy):
     cupy.log = 'could not open source file "cuda_fp16.h"'
     with pytest.raises(RuntimeError, match="pip install"):
         launch.launch(SUM, (1,), (32,), [FakeArray()])
+
+
+def test_an_unknown_architecture_says_what_to_install(cupy):
+    cupy.log = "nvrtc: error: invalid value for --gpu-architecture (-arch)"
+    with pytest.raises(RuntimeError, match=r"(?s)sum_partials<float>.*cupy-cuda12x"):
+        launch.launch(SUM, (1,), (32,), [FakeArray()])
+
+
+def test_a_device_that_is_too_old_is_named_and_nothing_is_compiled(cupy, monkeypatch):
+    monkeypatch.setattr(FakeDevice, "compute_capability", "61")
+    message = r"sum_partials<float> .* device 2, GeForce GTX 1080, has compute capability 6\.1; .* need 7\.0"
+    with pytest.raises(RuntimeError, match=message):
+        launch.launch(SUM, (1,), (32,), [FakeArray(device=2)])
+    assert not cupy.modules
+    for capability in ("70", "100", "120"):
+        monkeypatch.setattr(FakeDevice, "compute_capability", capability)
+        launch.launch(SUM, (1,), (32,), [FakeArray(device=2)])
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_without_a_cache_folder_kernels_stay_in_memory_with_one_warning(cupy, number):
+    cupy.disk_error = OSError(number, os.strerror(number), "/home/user/.cupy/kernel_cache/tmp1")
+    with pytest.warns(RuntimeWarning, match=f"cannot keep compiled kernels in .*{os.strerror(number)}.*CUPY_CACHE_DIR"):
+        launch.launch(SUM, (1,), (32,), [FakeArray()])
+    other = launch.Kernel("conv_gemm.cu", "sum_partials<double>")
+    launch.launch(other, (1,), (32,), [FakeArray()])  # no second warning: it would be an error here
+    assert len(cupy.calls) == 2
+
+
+def test_an_error_that_is_not_about_the_cache_is_not_hidden(cupy, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
+
+    def get_function(self, name):
+        raise OSError("libnvrtc.so is damaged")
+
+    monkeypatch.setattr(cupy.RawModule, "get_function", get_function)
+    with pytest.raises(OSError, match="damaged"):
+        launch.launch(SUM, (1,), (32,), [FakeArray()])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_import_and_use_of_cupy_survive_a_cache_folder_that_cannot_be_made(tmp_path, number):
+    pytest.importorskip("cupy", reason="needs CuPy")
+    (tmp_path / "file").write_text("")
+    cache = [tmp_path / "file" / "cache", Path("/proc/no/cache")][number]
+    program = (
+        "import warnings, sys, os; warnings.simplefilter('always')\n"
+        "from adjoint.engine import backend\n"
+        "backend.cuda_is_available(); backend.cuda_is_available()\n"
+        "import cupy.cuda.compiler; print(os.environ['CUPY_CACHE_IN_MEMORY'])"
+    )
+    environment = {**os.environ, "CUPY_CACHE_DIR": str(cache)}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "1" and run.stderr.count("cannot keep compiled kernels") == 1
+
+
+def test_memory_that_is_only_cached_is_given_back_before_an_error(cupy):
+    cupy.free, cupy.cached = 100, 4000
+    assert launch.empty((1000,), np.float32, FakeArray()).shape == (1000,)
+    assert cupy.cached == 0
+
+
+def test_out_of_memory_names_the_operation_and_the_bytes_and_leaves_room_for_smaller_work(cupy):
+    cupy.free = 2**20
+    with pytest.raises(OutOfMemoryError) as caught:
+        _pooled(2**14)
+    message = str(caught.value)
+    assert re.match(
+        r"max_pool\w*: out of memory on <CUDA Device 0>: wanted 134,217,728 bytes for an array of shape", message
+    )
+    assert "float16" in message and "Out of memory allocating 134,217,728 bytes" in message
+    assert isinstance(caught.value, MemoryError)
+    with pytest.raises(OutOfMemoryError, match=r"contiguous: out of memory .* wanted 2,097,152 bytes"):
+        launch.contiguous(FakeArray((2**20,), np.float16, contiguous=False))
+    _pooled(2**8)
+    assert len(cupy.calls) == 1
+
+
+def _pooled(size):
+    return cuda.max_pool(FakeArray((1, 1, size, size), np.float16), (2, 2), (2, 2), (0, 0), (1, 1))
 
 
 def test_new_arrays_are_made_on_the_device_of_another(cupy):

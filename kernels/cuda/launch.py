@@ -7,20 +7,27 @@ by one that runs the same source on the host.
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
+from . import cupy_cache
+
 SOURCE_FOLDER = Path(__file__).parent / "src"
 
 # The options of every kernel. CuPy adds the architecture, its include folders and -ftz=true.
 OPTIONS = ("--std=c++17",)
+
+OLDEST_CAPABILITY = 70  # of a device: 10 times its compute capability
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_THREADS = 1024
@@ -69,6 +76,8 @@ class Launcher(Protocol):
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any: ...
 
+    def free_cached_memory(self, device: Any) -> None: ...
+
     def shared_bytes(self, array: Any) -> int: ...
 
     def run(
@@ -108,6 +117,12 @@ class CupyLauncher:
         with like.device:
             return cupy.empty(tuple(shape), dtype)
 
+    def free_cached_memory(self, device: Any) -> None:
+        import cupy
+
+        with device:
+            cupy.get_default_memory_pool().free_all_blocks()
+
     def shared_bytes(self, array: Any) -> int:
         device = array.device
         if device.id not in self._most_shared:
@@ -137,15 +152,41 @@ class CupyLauncher:
         """The compiled kernel on the current device, whose number is `device_id`."""
         function = self._functions.get((kernel, device_id))
         if function is None:
-            import cupy
-
-            module = cupy.RawModule(code=kernel.text(), options=OPTIONS, name_expressions=(kernel.name,))
+            _require_capability(kernel, device_id)
             try:
-                function = module.get_function(kernel.name)
-            except cupy.cuda.compiler.CompileException as error:
-                raise _compile_error([kernel], error) from error
+                function = _compiled(kernel)
+            except OSError as error:
+                if not cupy_cache.keep_in_memory(error):
+                    raise
+                function = _compiled(kernel)
             self._functions[kernel, device_id] = function
         return function
+
+
+def _compiled(kernel: Kernel) -> Any:
+    import cupy
+
+    module = cupy.RawModule(code=kernel.text(), options=OPTIONS, name_expressions=(kernel.name,))
+    try:
+        return module.get_function(kernel.name)
+    except cupy.cuda.compiler.CompileException as error:
+        raise _compile_error([kernel], error) from error
+
+
+def _require_capability(kernel: Kernel, device_id: int) -> None:
+    import cupy
+
+    capability = int(cupy.cuda.Device(device_id).compute_capability)
+    if capability < OLDEST_CAPABILITY:
+        name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
+        raise RuntimeError(
+            f"{kernel}: device {device_id}, {name}, has compute capability {_version(capability)}; the kernels need "
+            f"{_version(OLDEST_CAPABILITY)} (Volta) or newer. NumPy arrays work everywhere"
+        )
+
+
+def _version(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
 
 
 launcher: Launcher = CupyLauncher()
@@ -155,7 +196,7 @@ def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
     """A new C-contiguous array on the device of the array `like`, with arbitrary contents."""
     if not launcher.is_array(like):
         raise TypeError(f"CUDA kernels take CuPy arrays, got {type(like).__module__}.{type(like).__name__}")
-    return launcher.empty(shape, dtype, like)
+    return _allocated(lambda: launcher.empty(shape, dtype, like), shape, dtype, like)
 
 
 def shared_bytes(array: Any) -> int:
@@ -167,7 +208,44 @@ def contiguous(array: Any) -> Any:
     """The array itself where it is C-contiguous and aligned, else a copy that is."""
     if array.flags.c_contiguous and getattr(array.flags, "aligned", True):
         return array
-    return array.copy(order="C")
+    return _allocated(lambda: array.copy(order="C"), array.shape, array.dtype, array)
+
+
+def _allocated(make: Callable[[], Any], shape: Sequence[int], dtype: Any, like: Any) -> Any:
+    """`make()`, an array where `like` is; if memory is short, once more after what is cached was given back."""
+    try:
+        return make()
+    except MemoryError:
+        device = launcher.device(like)
+        launcher.free_cached_memory(device)
+    try:
+        return make()
+    except MemoryError as error:
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        message = (
+            f"{_operation()}: out of memory on {device}: wanted {nbytes:,} bytes for an array of shape {tuple(shape)} "
+            f"and type {np.dtype(dtype)}; cached memory was given back already ({error})"
+        )
+        raise _with_message(type(error), message) from None
+
+
+def _operation() -> str:
+    """The function of this package that was called from outside, for a message."""
+    name = "launch"
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(f"{__package__}."):
+        name, frame = frame.f_code.co_name, frame.f_back
+    return name
+
+
+def _with_message(kind: type[MemoryError], message: str) -> MemoryError:
+    """An error that handlers of `kind` catch. CuPy's makes its message from numbers: this one has its own."""
+
+    def init(self: MemoryError, text: str) -> None:
+        MemoryError.__init__(self, text)
+
+    fields = {"__init__": init, "__str__": lambda self: self.args[0], "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), fields)(message)
 
 
 def aligned(array: Any, nbytes: int) -> bool:
@@ -253,6 +331,8 @@ def _compile_error(kernels: Sequence[Kernel], error: Exception, target: str = ""
     hint = ""
     if "could not open source file" in str(error):
         hint = "\nCUDA's headers are missing: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+    elif "invalid value for --gpu-architecture" in str(error):
+        hint = "\nThis NVRTC does not know the architecture: Volta needs cupy-cuda12x, a new device a newer CuPy"
     names = ", ".join(map(str, kernels))
     return RuntimeError(f"{names}: compilation failed{target}:\n{error}{hint}")
 

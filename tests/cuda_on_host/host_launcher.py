@@ -68,6 +68,9 @@ class HostLauncher:
     def pointer(self, array: Any) -> int:
         return array.ctypes.data
 
+    def free_cached_memory(self, device: Any) -> None:
+        pass
+
     def shared_bytes(self, array: Any) -> int:
         return SHARED_BYTES
 
