@@ -83,7 +83,7 @@ def test_any_strides():
 def test_in_pieces_and_on_threads(monkeypatch):
     """Pieces of a few rows and columns: the same bits from any number of threads."""
     monkeypatch.setattr(module, "_PIECE_BYTES", 1000)
-    monkeypatch.setattr(module, "rows_of_a_piece", lambda size, dtype: 3)
+    monkeypatch.setattr(module, "split_rows", lambda rows, size, dtype: parallel.split(rows, 3))
     before = parallel.threads()
     try:
         for dim in (0, 1):

@@ -195,7 +195,7 @@ def test_any_strides():
 
 @pytest.mark.parametrize("soft, weighted, smoothing, reduction", SETTINGS[::3])
 def test_results_repeat_and_do_not_depend_on_threads(soft, weighted, smoothing, reduction, monkeypatch):
-    monkeypatch.setattr(module, "rows_of_a_piece", lambda classes, dtype: 14)
+    monkeypatch.setattr(module, "split_rows", lambda rows, classes, dtype: parallel.split(rows, 14))
     logits, target, weight = operands(301, 17, soft, weighted, 3, np.float32)
     before = parallel.threads()
     results = []
@@ -212,7 +212,7 @@ def test_results_repeat_and_do_not_depend_on_threads(soft, weighted, smoothing, 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_scale(dtype, monkeypatch):
-    monkeypatch.setattr(module, "rows_of_a_piece", lambda classes, dtype: 3)
+    monkeypatch.setattr(module, "split_rows", lambda rows, classes, dtype: parallel.split(rows, 3))
     grad = operands(9, 7, True, False)[0].astype(dtype)
     rows = np.linspace(-2, 2, 9).astype(dtype)
     for upstream in (np.array(1.5, dtype), np.array(1, dtype), rows, rows[::-1]):

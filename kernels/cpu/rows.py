@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
+from . import parallel
+
 _PIECE_BYTES = 2 << 20  # smaller ones are passed on too often
+_SHARED_BYTES = 512 << 10  # to start another thread for less costs more than it saves
 # Above this OpenBLAS shares a dot product among its own threads.
 _LONGEST_DOT = 8192
 # NumPy copies one number per row into a buffer, once for each column, where two rows fit into it.
@@ -14,6 +19,14 @@ _BUFFER = 512
 def rows_of_a_piece(size: int, dtype: np.dtype, piece_bytes: int = _PIECE_BYTES) -> int:
     """How many rows of `size` elements a piece has."""
     return max(1, piece_bytes // (size * dtype.itemsize))
+
+
+def split_rows(rows: int, size: int, dtype: np.dtype) -> list[slice]:
+    """Rows of `size` elements in pieces: one for each thread where they are large enough to be shared at all."""
+    step = rows_of_a_piece(size, dtype)
+    if rows * size * dtype.itemsize >= _SHARED_BYTES:
+        step = min(step, -(-rows // parallel.threads()))
+    return parallel.split(rows, step)
 
 
 def narrow_buffer(size: int) -> None:
@@ -29,7 +42,17 @@ def largest(rows: np.ndarray, lines: np.ndarray) -> np.ndarray:
 
 def sums(rows: np.ndarray) -> np.ndarray:
     """The sum of each row."""
-    return dots(rows, np.ones(rows.shape[1], rows.dtype))
+    columns = rows.shape[1]
+    ones = _ones(min(columns, _LONGEST_DOT), rows.dtype)
+    result = np.vecdot(rows[:, :_LONGEST_DOT], ones)
+    for start in range(_LONGEST_DOT, columns, _LONGEST_DOT):
+        result += np.vecdot(rows[:, start : start + _LONGEST_DOT], ones[: columns - start])
+    return result
+
+
+@lru_cache(maxsize=32)
+def _ones(count: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones(count, dtype)
 
 
 def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:

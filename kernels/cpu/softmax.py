@@ -13,7 +13,7 @@ import numpy as np
 
 from . import parallel
 from .arithmetic import compute_dtype
-from .rows import dots, largest, narrow_buffer, rows_of_a_piece, sums
+from .rows import dots, largest, narrow_buffer, split_rows, sums
 from .scratch import scratch
 
 _PIECE_BYTES = 512 << 10
@@ -63,21 +63,17 @@ def _softmax_grad_columns(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> Non
 
 
 def _log_softmax_rows(x: np.ndarray, out: np.ndarray) -> None:
-    most = largest(x, np.arange(len(x)))
-    np.subtract(x, most, out=out)
-    np.exp(out, out=out)
-    logarithms = np.log(sums(out))[:, None]
-    np.subtract(x, most, out=out)
-    out -= logarithms
+    np.subtract(x, largest(x, np.arange(len(x))), out=out)
+    with scratch() as memory:
+        powers = np.exp(out, out=memory.empty(out.shape, out.dtype))
+        out -= np.log(sums(powers))[:, None]
 
 
 def _log_softmax_columns(x: np.ndarray, out: np.ndarray) -> None:
-    most = x.max(axis=0)
-    np.subtract(x, most, out=out)
-    np.exp(out, out=out)
-    logarithms = np.log(out.sum(axis=0))
-    np.subtract(x, most, out=out)
-    out -= logarithms
+    np.subtract(x, x.max(axis=0), out=out)
+    with scratch() as memory:
+        powers = np.exp(out, out=memory.empty(out.shape, out.dtype))
+        out -= np.log(powers.sum(axis=0))
 
 
 def _log_softmax_grad_rows(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
@@ -115,7 +111,7 @@ def _by_rows(given: list[np.ndarray], compute: Compute) -> np.ndarray:
         for part in parts:
             _compute(compute, [array[part] for array in given], result[part])
 
-    parallel.share(work, parallel.split(n, rows_of_a_piece(size, compute_dtype(result.dtype))))
+    parallel.share(work, split_rows(n, size, compute_dtype(result.dtype)))
     return result
 
 
