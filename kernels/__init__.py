@@ -4,7 +4,7 @@ Each function checks shapes and settings, then calls `kernels.cpu` or `kernels.c
 arrays. Arrays may have any strides and may be empty; inputs are never changed; results are new C-contiguous
 arrays of the input's dtype, which is float32, float64, float16 or bfloat16 (the half types compute in float32
 and round once). Images are (N, C, H, W), volumes (N, C, D, H, W), filters (K, C / groups, taps along each of these axes);
-settings are in the order of the axes.
+settings are in the order of the axes. Optimizers and clipping change arrays in place.
 """
 
 from .interface.activation import (
@@ -23,7 +23,7 @@ from .interface.batch_norm import batch_norm, batch_norm_grad, batch_norm_infere
 from .interface.conv import conv, conv_input_grad, conv_weight_grad
 from .interface.dropout import dropout, dropout_grad
 from .interface.embedding import embedding, embedding_renorm, embedding_weight_grad
-from .interface.grad_norm import clip_grad_norm, clip_grads, grad_norm
+from .interface.grad_norm import clamp_grads, clip_grad_norm, clip_grads, grad_norm
 from .interface.group_norm import group_norm, group_norm_grad
 from .interface.layer_norm import layer_norm, layer_norm_grad, rms_norm, rms_norm_grad
 from .interface.optimizer import adam, sgd
@@ -65,6 +65,7 @@ __all__ = [
     "batch_norm_inference",
     "bias_activation",
     "bias_activation_grad",
+    "clamp_grads",
     "clip_grad_norm",
     "clip_grads",
     "conv",

@@ -57,10 +57,12 @@ def clip_grad_norm_(
 def clip_grad_value_(parameters: Tensors, clip_value: float) -> None:
     """Limit each element of all gradients to ±clip_value."""
     limit = float(clip_value)
-    for gradient in _gradients(parameters):
-        array = gradient._data
-        array[...] = np.clip(array, array.dtype.type(-limit), array.dtype.type(limit))
-        gradient._versions[0] += 1
+    if not limit >= 0:
+        raise ValueError(f"clip_grad_value_: clip_value must be at least 0, got {clip_value}")
+    gradients = _gradients(parameters)
+    for same in _by_device(gradients).values():
+        kernels.clamp_grads([gradient._data for gradient in same], limit)
+    _count_changes(gradients)
 
 
 def _gradients(parameters: Tensors) -> list[Tensor]:

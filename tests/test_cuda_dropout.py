@@ -106,6 +106,8 @@ def test_integers(cuda_device):
     wide = words_of(9, -(-7001 // 2), 1).astype(object).reshape(2, 2) @ [1, 2**32]
     got = cuda_device.get(random.integers(10, 10 + 2**62, (2,)))
     assert list(got) == [10 + (int(word) * 2**62 >> 64) for word in wide]
+    got = cuda_device.get(stream(cuda_device, 9, 1).integers(-(2**63), 2**63 - 1, (1000,)))
+    assert got.min() < -(2**62) and got.max() > 2**62 and abs(np.sign(got).mean()) < 0.2
     assert cuda_device.get(random.random((0, 3))).shape == (0, 3)
     with pytest.raises(ValueError, match="expected int64 and low < high"):
         random.integers(3, 3, (2,))

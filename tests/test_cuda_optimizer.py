@@ -159,6 +159,16 @@ def test_clip_grad_norm(cuda_device, dtype, order, limit):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clamp_grads(cuda_device, dtype):
+    host = [*arrays(7, dtype), np.array([np.nan, np.inf, -np.inf, -0.0]).astype(dtype)]
+    wanted = [np.clip(array.astype(np.float64), -0.5, 0.5) for array in host]
+    (grads,) = put(cuda_device, [host])
+    cuda.clamp_grads([*grads[:-1], grads[-1][::-1]], 0.5)
+    for array, want in zip(get(cuda_device, grads), wanted, strict=True):
+        np.testing.assert_array_equal(array.astype(np.float64), want)
+
+
 def test_more_chunks_than_blocks(cuda_device, monkeypatch):
     monkeypatch.setattr(sys.modules["adjoint.kernels.cuda.grad_norm"], "_MOST_BLOCKS", 2)
     host = arrays(8, "float32", shapes=[(3 * 4096 + 5,), (7,), (4097,)])

@@ -157,6 +157,15 @@ def test_clip_grads_by_a_norm_that_is_not_finite():
     assert math.isnan(kernels.grad_norm([np.array([1, np.nan, np.inf])], math.inf))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clamp_grads(dtype, small_pieces):
+    grads = [*arrays(7, dtype), np.array([np.nan, np.inf, -np.inf, -0.0]).astype(dtype), arrays(8, dtype)[4][..., ::-2]]
+    wanted = [np.clip(array.astype(np.float64), -0.5, 0.5) for array in grads]
+    kernels.clamp_grads(grads, 0.5)
+    for array, want in zip(grads, wanted, strict=True):
+        np.testing.assert_array_equal(array.astype(np.float64), want)
+
+
 def test_gradients_of_several_dtypes():
     grads = [np.full(5, 3, np.float16), np.full(5, 4, np.float32), np.full((1, 1), 2, np.float64)]
     total = kernels.clip_grad_norm(grads, 1.0)
@@ -188,6 +197,7 @@ BAD = {
     "lr-shape": (lambda: kernels.sgd(ONES, ONES, None, True, np.ones(1)), r"lr must be a number or a 0-d array"),
     "order": (lambda: kernels.grad_norm(ONES, 0), "grad_norm: norm_type must be positive, got 0"),
     "no-grads": (lambda: kernels.grad_norm([]), "grad_norm: grads must be at least one array"),
+    "limit": (lambda: kernels.clamp_grads(ONES, -1.0), "clamp_grads: limit must be at least 0, got -1.0"),
     "norm-shape": (lambda: kernels.clip_grads(ONES, 1.0, np.ones(1)), "total_norm must be a 0-d array"),
 }
 

@@ -55,6 +55,17 @@ def clip_grad_norm(grads: Sequence[np.ndarray], max_norm: float, norm_type: floa
     return total
 
 
+def clamp_grads(grads: Sequence[np.ndarray], limit: float) -> None:
+    def work(rest: Iterator[Piece]) -> None:
+        for (array,), part in rest:
+            piece = array if part is None else array[part]
+            most = piece.dtype.type(limit)
+            np.maximum(piece, -most, out=piece)
+            np.minimum(piece, most, out=piece)
+
+    share(work, pieces([grads]), [grads])
+
+
 def _partial(array: np.ndarray, order: float) -> float:
     """The sum of the powers of an array's elements, or their maximum."""
     flat = array.reshape(-1).astype(compute_dtype(array.dtype), copy=False)

@@ -6,7 +6,7 @@ from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .dropout import dropout, dropout_grad
 from .embedding import embedding, embedding_renorm, embedding_weight_grad
-from .grad_norm import clip_grad_norm, clip_grads, grad_norm
+from .grad_norm import clamp_grads, clip_grad_norm, clip_grads, grad_norm
 from .group_norm import group_norm, group_norm_grad
 from .layer_norm import layer_norm, layer_norm_grad, rms_norm, rms_norm_grad
 from .optimizer import adam, sgd
@@ -48,6 +48,7 @@ __all__ = [
     "batch_norm_inference",
     "bias_activation",
     "bias_activation_grad",
+    "clamp_grads",
     "clip_grad_norm",
     "clip_grads",
     "conv",

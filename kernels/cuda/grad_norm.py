@@ -34,6 +34,10 @@ def _clip(scalar: str, result: str) -> Kernel:
     return Kernel(_SOURCE, f"grad_norm_clip<{scalar}, {result}>")
 
 
+def _clamp(scalar: str) -> Kernel:
+    return Kernel(_SOURCE, f"grad_clamp<{scalar}>")
+
+
 def grad_norm(grads: Sequence[Array], norm_type: float = 2.0) -> Array:
     partials, norm = _partials(grads, norm_type)
     result = launch.empty((), _result_dtype(grads), grads[0])
@@ -55,6 +59,14 @@ def clip_grad_norm(grads: Sequence[Array], max_norm: float, norm_type: float = 2
     if not _scale(grads, partials, result, result.dtype, norm):
         launch.launch(_finish(launch.c_type(result.dtype)), (1,), (BLOCK,), (partials, result, norm))
     return result
+
+
+def clamp_grads(grads: Sequence[Array], limit: float) -> None:
+    with contiguous([grads], (0,)) as (dense,):
+        for same in _by_dtype(dense):
+            kernel = _clamp(launch.c_type(same[0].dtype))
+            for struct, chunks, arrays in batches([same]):
+                launch.launch(kernel, (chunks,), (BLOCK,), (struct, np.float64(limit)), reached=arrays)
 
 
 def _partials(grads: Sequence[Array], norm_type: float) -> tuple[Array, np.ndarray]:
@@ -106,6 +118,7 @@ def _result_dtype(grads: Sequence[Array]) -> np.dtype:
 
 
 VARIANTS: list[Any] = [
+    *(_clamp(scalar) for scalar in launch.FLOAT_TYPES),
     *(_partials_kernel(scalar) for scalar in launch.FLOAT_TYPES),
     *(_finish(result) for result in ("float", "double")),
     *(_clip(scalar, result) for scalar in launch.FLOAT_TYPES for result in ("float", "double")),

@@ -52,10 +52,10 @@ class Philox:
 
     def integers(self, low: int, high: int, size: Sequence[int], dtype: Any = np.int64) -> Array:
         """Whole numbers in [low, high), int64."""
-        if np.dtype(dtype) != np.int64 or not 0 < high - low < 2**63:
+        if np.dtype(dtype) != np.int64 or not -(2**63) <= low < high <= 2**63:
             raise ValueError(f"integers: expected int64 and low < high, got {dtype}, {low} and {high}")
         out = launch.empty(size, np.int64, self.place)
-        self._fill(_INTEGERS, out, np.int64(low), np.int64(high - low))
+        self._fill(_INTEGERS, out, np.int64(low), np.array(high - low).astype(np.uint64).astype(np.int64)[()])
         return out
 
     def _filled(self, kind: str, size: Sequence[int], dtype: np.dtype) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 def optimizer(operation: str, shapes: dict[str, Sequence[Sequence[int]] | None]) -> None:
     """Check that all lists have the shapes of the first, array by array."""
-    (first, wanted), *rest = ((name, list(map(tuple, given))) for name, given in shapes.items() if given is not None)
+    (first, wanted), *rest = ((name, given) for name, given in shapes.items() if given is not None)
     for name, given in rest:
         if given == wanted:
             continue

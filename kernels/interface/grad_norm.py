@@ -36,6 +36,14 @@ def clip_grad_norm(grads: Sequence[Array], max_norm: float, norm_type: float = 2
     return side(grads[0]).clip_grad_norm(grads, max_norm, norm_type)
 
 
+def clamp_grads(grads: Sequence[Array], limit: float) -> None:
+    """Limit all elements of all arrays to ±limit, in place; NaN stays."""
+    _check("clamp_grads", grads)
+    if not limit >= 0:
+        raise ValueError(f"clamp_grads: limit must be at least 0, got {limit!r}")
+    side(grads[0]).clamp_grads(grads, limit)
+
+
 def _check(operation: str, grads: Sequence[Array]) -> None:
     if not grads:
         raise ValueError(f"{operation}: grads must be at least one array")

@@ -10,24 +10,19 @@ import numpy as np
 from .checks import FLOATS, Array, check_arrays, same_kind
 
 NUMBERS = (int, float, np.integer, np.floating)
-_FLOAT_CHARS = {"f", "d", "e"}
-_ONE_FLOAT: tuple[set[Any], ...] = (set(), *({np.dtype(name)} for name in ("float32", "float64", "float16")))
 
 
 def check_lists(operation: str, **lists: Sequence[Array] | None) -> None:
     """Check that all arrays of all lists are of one kind and of one floating-point dtype."""
     given = {name: arrays for name, arrays in lists.items() if arrays is not None}
-    everything = [array for arrays in given.values() for array in arrays]
-    if len(set(map(type, everything))) <= 1 and _common_float(everything):
-        return
-    check_arrays(operation, **_named(given))
+    named = _representatives(given)
+    if named:
+        check_arrays(operation, **named)
 
 
 def check_each(operation: str, name: str, arrays: Sequence[Array]) -> None:
     """Check that all arrays are of one kind and each of a floating-point dtype."""
-    if set(map(type, arrays)) == {np.ndarray} and {array.dtype.char for array in arrays} <= _FLOAT_CHARS:
-        return
-    named = _named({name: arrays})
+    named = _representatives({name: arrays})
     if not named:
         return
     same_kind(operation, **named)
@@ -46,9 +41,12 @@ def check_number_or_array(operation: str, like: Array, **values: Any) -> None:
             raise ValueError(f"{operation}: {name} must be a number or a 0-d array, got the shape {value.shape}")
 
 
-def _common_float(arrays: Sequence[Any]) -> bool:
-    return {getattr(array, "dtype", None) for array in arrays} in _ONE_FLOAT
-
-
-def _named(lists: dict[str, Sequence[Array]]) -> dict[str, Array]:
-    return {f"{name}[{i}]": array for name, arrays in lists.items() for i, array in enumerate(arrays)}
+def _representatives(lists: dict[str, Sequence[Array]]) -> dict[str, Array]:
+    """By name the first array of each type and dtype: there may be hundreds, and nearly always all are alike."""
+    found = {}
+    for name, arrays in lists.items():
+        for i, array in enumerate(arrays):
+            kind = type(array), id(getattr(array, "dtype", None))
+            if kind not in found:
+                found[kind] = f"{name}[{i}]", array
+    return dict(found.values())

@@ -82,3 +82,14 @@ __global__ void __launch_bounds__(kBlock) grad_norm_clip(const __grid_constant__
         for_each_element<1u>(Chunk<T, 1>(lists, number), [&](A* values) { values[0] *= A(factor); });
     }
 }
+
+// Limits all elements to ±limit; NaN stays.
+template <class T>
+__global__ void __launch_bounds__(kBlock) grad_clamp(const __grid_constant__ ArrayLists<1> lists, double limit) {
+    using A = Accumulator<T>;
+    const A most = limit;
+    for_each_element<1u>(Chunk<T, 1>(lists, blockIdx.x), [&](A* values) {
+        if (values[0] > most) values[0] = most;
+        if (values[0] < -most) values[0] = -most;
+    });
+}

@@ -76,12 +76,12 @@ __global__ void __launch_bounds__(kBlock) random_normal(const int64* __restrict_
     fill<T, 16 / sizeof(T)>(taken, out, count, [](const Words& words) { return normal(words, T()); });
 }
 
-// low + [0, range): the upper half of a product, whose bias of range / 2^64 nobody can find.
+// low + [0, range), without signs: the upper half of a product, whose bias of range / 2^64 nobody can find.
 __global__ void __launch_bounds__(kBlock) random_integers(const int64* __restrict__ taken, int64* out, int64 count,
                                                           int64 low, int64 range) {
     fill<int64, 2>(taken, out, count, [=](const Words& words) {
         Pack<int64, 2> pack;
-        for (int i = 0; i < 2; ++i) pack.value[i] = low + int64(__umul64hi(wide(words, i), uint64(range)));
+        for (int i = 0; i < 2; ++i) pack.value[i] = int64(uint64(low) + __umul64hi(wide(words, i), uint64(range)));
         return pack;
     });
 }
