@@ -65,7 +65,7 @@ bench: $(call needs,$(BENCH_EXTRAS)) ## measure on the CPU, against PyTorch (PEE
 bench-gpu: gpu $(call needs,$(BENCH_EXTRAS)$(comma)cuda12) ## measure on this machine's GPU; results go to bench/results
 	$(RUN) -m bench --device cuda $(if $(PEERS),--against torch) $(ARGS)
 
-kernels: $(call needs,test) ## compile every CUDA kernel (no GPU needed), print registers, memory and spills
+kernels: $(call needs,test) ## compile the CUDA kernels (no GPU needed), print registers and spills; ARGS=--report: their traffic
 	$(RUN) -m adjoint.kernels $(ARGS)
 
 clean: ## remove the environment, caches and everything that was built

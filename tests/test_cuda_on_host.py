@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -13,6 +14,7 @@ import pytest
 
 from adjoint.kernels import cuda
 from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda import rows as cuda_rows
 from cuda_on_host import (
     CudaOnHostError,
     HostLauncher,
@@ -179,6 +181,13 @@ def test_chosen_blocks():
 
 
 @needs_compiler
+def test_shared_variables_that_the_runner_would_miss_are_refused(tmp_path):
+    (tmp_path / "two.cu").write_text("__global__ void two(int* y) { __shared__ int a[4], b[4]; y[0] = a[1] + b[1]; }")
+    with installed(HostLauncher()), pytest.raises(ValueError, match=r"two.cu: declare shared variables one by one"):
+        launch.launch(launch.Kernel("two.cu", "two", tmp_path), (1,), (1,), [np.zeros(1, np.int32)])
+
+
+@needs_compiler
 def test_a_missing_barrier_shows():
     x = np.arange(64, dtype=np.int32) + 1000
     y = np.zeros_like(x)
@@ -205,6 +214,44 @@ def test_a_warp_that_is_held_back_shows_a_missing_second_barrier():
     assert not wrong(None)
     # A warp is held back in every other block.
     assert 3 < sum(wrong(seed) for seed in range(16)) < 16
+
+
+class _Elsewhere(HostLauncher):
+    """Takes the sources from another folder."""
+
+    def __init__(self, seed, folder):
+        super().__init__(seed=seed)
+        self.folder = folder
+
+    def run(self, kernel, *args):
+        super().run(replace(kernel, folder=self.folder), *args)
+
+
+@needs_compiler
+@pytest.mark.skipif(sanitizing(), reason="builds sources of its own")
+def test_softmax_cross_entropy_without_its_second_barrier_is_found_out(tmp_path, monkeypatch):
+    whole, without = tmp_path / "whole", tmp_path / "without"
+    text = launch.Kernel("softmax_cross_entropy.cu", "").text()
+    fewer, removed = re.subn(r"__syncthreads\(\);  // before the next row's are written", "", text)
+    assert removed == 1
+    for folder, content in ((whole, text), (without, fewer)):
+        folder.mkdir()
+        (folder / "softmax_cross_entropy.cu").write_text(content)
+
+    # All rows in one block, more than one warp to a row.
+    monkeypatch.setattr(cuda_rows, "MOST_BLOCKS", 1)
+    logits = np.random.default_rng(0).standard_normal((32, 4000)).astype(np.float32)
+    target = np.arange(32)
+    exponentials = np.exp(logits.astype(np.float64))
+    expected = exponentials / exponentials.sum(1, keepdims=True) - np.eye(32, 4000)
+
+    def right(seed, folder):
+        with installed(_Elsewhere(seed, folder)):
+            _, grad = cuda.softmax_cross_entropy(logits, target, reduction="sum", with_grad=True)
+        return np.allclose(grad, expected, atol=1e-6)
+
+    assert all(right(seed, whole) for seed in range(8))
+    assert not all(right(seed, without) for seed in range(8))
 
 
 @needs_compiler

@@ -169,9 +169,13 @@ def _run_compiler(*arguments: str) -> None:
 
 
 _SHARED_VARIABLE = re.compile(r"__shared__\s[^;#]*?\b(\w+)\s*(\[[^;#]*\])?\s*;")
+_SHARED_VARIABLES = re.compile(r"__shared__\s[^;#]*\]\s*,[^;#]*;")
 
 
 def _translation_unit(kernels: tuple[Kernel, ...]) -> str:
+    several = _SHARED_VARIABLES.search(kernels[0].text())
+    if several:
+        raise ValueError(f"{kernels[0].source}: declare shared variables one by one, not as in `{several.group()}`")
     # The runner must know shared variables, which are static here; no attribute puts those of templates in a section.
     text = _SHARED_VARIABLE.sub(r"\g<0> CUDA_ON_HOST_SHARED_VARIABLE(\g<1>);", kernels[0].text())
     # In an anonymous namespace, because AddressSanitizer does not guard the static (here: shared) arrays of
