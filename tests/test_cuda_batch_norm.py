@@ -91,7 +91,7 @@ def test_parity(cuda_device, shape, dtype, extra):
 
 
 @pytest.mark.parametrize("dtype", ALL)
-@pytest.mark.parametrize("shape, words", [((11, 2, 20, 41), 28), ((5, 2, 31, 41), 16), ((2, 2, 20, 24), 16)], ids=str)
+@pytest.mark.parametrize("shape, words", [((11, 2, 20, 41), 32), ((5, 2, 31, 41), 16), ((2, 2, 20, 24), 16)], ids=str)
 def test_large_channels_in_registers(cuda_device, monkeypatch, dtype, shape, words):
     monkeypatch.setattr(module, "_MANY_CHANNELS", 1)
     of = inputs(shape, dtype, relu=True, residual=True)

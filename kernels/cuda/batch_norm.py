@@ -14,7 +14,7 @@ Array = Any
 
 _WARP = 32
 _BLOCK = 256
-_RESIDENT_BLOCK = 512
+_RESIDENT_BLOCK = 448
 _VECTOR_BYTES = 16
 # Constants, so that sums have the same order on every device: blocks enough for a large one, and not too many parts.
 _BLOCKS = 1024
@@ -28,8 +28,8 @@ _MOST = 2**31 - 1  # of channels, and of elements of a run
 _MANY_CHANNELS = 64
 _SMALL_CHANNEL = 1 << 12
 # 4-byte words of an array that a thread keeps.
-_KEPT_WORDS = (16, 28)
-_GRAD_KEPT_WORDS = 16
+_KEPT_WORDS = (16, 32)
+_GRAD_KEPT_WORDS = (8, 16)
 
 _STRUCT = np.dtype(
     [
@@ -137,9 +137,10 @@ def batch_norm_grad(
     vectors = _contiguous(weight, bias, mean, inverse_std)
     settings = {"relu": relu, "inference": inference, "wide_vectors": _wide(x, given)}
     cut = _Cut(dy, x, y, dx, gated)
-    if not inference and dx is not None and cut.resident((_GRAD_KEPT_WORDS,)):
+    words = cut.resident(_GRAD_KEPT_WORDS) if dx is not None and not inference else 0
+    if words:
         args = (dy, x, y, gated, *vectors, dx, dweight, dbias)
-        cut.launch(_variant("grad_resident", x.dtype, _GRAD_KEPT_WORDS), args, settings)
+        cut.launch(_variant("grad_resident", x.dtype, words), args, settings)
         return dx, dweight, dbias, gated
     partials = None
     source = dy, x, y, gated
@@ -282,6 +283,6 @@ VARIANTS = [
     for variant in (
         *(_kernel(name, scalar) for name in ("statistics", "apply", "grad_sums", "grad_apply")),
         *(_kernel("resident", scalar, words) for words in _KEPT_WORDS),
-        _kernel("grad_resident", scalar, _GRAD_KEPT_WORDS),
+        *(_kernel("grad_resident", scalar, words) for words in _GRAD_KEPT_WORDS),
     )
 ]

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kBlock, 4) batch_norm_apply(
 
 // A block for each channel, which must fit into its registers. Sums are of x, then of (x - mean)².
 template <class T, int WORDS>
-__global__ void __launch_bounds__(kResidentBlock, 1) batch_norm_resident(
+__global__ void __launch_bounds__(kResidentBlock, WORDS > 16 ? 1 : 2) batch_norm_resident(
     const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y, const void* __restrict__ weight,
     const void* __restrict__ bias, Accumulator<T>* __restrict__ means, Accumulator<T>* __restrict__ inverse_stds,
     void* running_mean, void* running_var, int64* num_batches_tracked, BatchNorm bn) {

@@ -9,7 +9,7 @@
 #pragma once
 #include "norm.cuh"
 
-constexpr int kBlock = 256, kResidentBlock = 512;
+constexpr int kBlock = 256;
 
 struct BatchNorm {
     int64 count;   // elements of a channel
@@ -183,6 +183,9 @@ template <class A> struct Affine {
     // One instruction, so that the mask of the gradient is that of the result to the last bit.
     __device__ A operator()(A x) const { return fma(x - mean, scale, shift); }
 };
+
+// Threads of a block that has a whole channel, at most; so many that two blocks find registers where WORDS are few.
+constexpr int kResidentBlock = 448;
 
 // The vectors of a channel that one thread keeps in registers, at most WORDS of 4 bytes each.
 template <class T, int WIDTH, int WORDS>

@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kBlock, 3) batch_norm_grad_apply(
 
 // A block for each channel, whose dy and x must fit into its registers: the gradient with one look at each.
 template <class T, int WORDS>
-__global__ void __launch_bounds__(kResidentBlock, 1) batch_norm_grad_resident(
+__global__ void __launch_bounds__(kResidentBlock, WORDS > 8 || sizeof(T) == 2 ? 1 : 2) batch_norm_grad_resident(
     const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ y, T* __restrict__ gated,
     const void* __restrict__ weight, const void* __restrict__ bias, const Accumulator<T>* __restrict__ means,
     const Accumulator<T>* __restrict__ inverse_stds, T* __restrict__ dx, void* __restrict__ dweight,
