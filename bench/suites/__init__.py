@@ -1,8 +1,19 @@
 """The suites by name. A new one is a module with a SUITE, listed here."""
 
-from . import activation, conv, dropout, norm, optimizer, overhead, pooling, softmax_cross_entropy, train
+from . import activation, conv, dropout, embedding, norm, optimizer, overhead, pooling, softmax_cross_entropy, train
 
 SUITES = {
     module.SUITE.name: module.SUITE
-    for module in (activation, conv, pooling, softmax_cross_entropy, dropout, norm, optimizer, overhead, train)
+    for module in (
+        activation,
+        conv,
+        pooling,
+        softmax_cross_entropy,
+        embedding,
+        dropout,
+        norm,
+        optimizer,
+        overhead,
+        train,
+    )
 }
