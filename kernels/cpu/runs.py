@@ -21,6 +21,8 @@ _SMALL = 3 << 16
 _LEAST_ROW = 256
 # Runs of fewer elements are worked on with one number for each element of an image, not for each channel.
 _LONG_RUN = 4096
+# Shorter rows are joined, up to so many elements: NumPy begins a loop for each.
+_JOINED = 8192
 # From so many elements on a dot product for each run is faster than sums over the images.
 _DOT_RUN = 64
 # So many float32 numbers are added before float64 takes over, and at most so many by one call of BLAS.
@@ -53,6 +55,10 @@ class Runs:
         step = c if n * c * length < _SMALL else min(step, c)
         self.whole = step * channel <= _CHANNEL_BYTES or n * c * length < _SMALL
         self.pieces = self._whole(step) if self.whole else self._parts(budget // dtype.itemsize)
+        self._joined = 1
+        if self.expands and len(self.pieces) == 1:
+            while n % (2 * self._joined) == 0 and 2 * self._joined * c * length <= _JOINED:
+                self._joined *= 2
         self._ones = np.ones(max(_MOST_ROWS, min(length, _LONGEST_DOT)), dtype)
 
     def _whole(self, step: int) -> list[Piece]:
@@ -82,7 +88,7 @@ class Runs:
     def cut(self, array: Array, piece: Piece) -> Array:
         """The piece of an (N, C, L) array in the form in which numbers of channels are spread over it."""
         part = array[piece] if len(self.pieces) > 1 else array
-        return part.reshape(len(part), -1) if self.expands else part
+        return part.reshape(len(part) // self._joined, -1) if self.expands else part
 
     def spread(self, vector: Array, piece: Piece) -> Array:
         """One number per channel so that it broadcasts over a piece."""
@@ -90,7 +96,8 @@ class Runs:
         if not self.expands:
             return vector[:, None]
         length = piece.run.stop - piece.run.start
-        return vector if length == 1 else vector.repeat(length)
+        row = vector if length == 1 else vector.repeat(length)
+        return row if self._joined == 1 else row[None].repeat(self._joined, axis=0).reshape(-1)
 
     def sums(self, a: Array, piece: Piece, b: Array | None = None) -> Array:
         """For each channel of a piece the sum of a, or of a times b, in float64."""
@@ -98,7 +105,7 @@ class Runs:
         length = piece.run.stop - piece.run.start
         if length < _DOT_RUN:
             return self._sums_over_images(a, b, channels, length)
-        a = a.reshape(len(a), channels, length)
+        a = a.reshape(-1, channels, length)
         b = self._ones[:length] if b is None else b.reshape(a.shape)
         if length <= _LONGEST_DOT:
             return np.add.reduce(np.vecdot(a, b), axis=0, dtype=np.float64)
@@ -110,7 +117,7 @@ class Runs:
         return total
 
     def _sums_over_images(self, a: Array, b: Array | None, channels: int, length: int) -> Array:
-        a = a.reshape(len(a), channels * length)
+        a = a.reshape(-1, channels * length)
         b = b if b is None else b.reshape(a.shape)
         rows = max(1, min(_MOST_ROWS, parallel.SMALL_PRODUCT // a.shape[1]))
         total: Any = 0.0

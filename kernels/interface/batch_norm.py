@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .. import geometry
 from .checks import FLOATS, Array, check_arrays, same_kind, side
+
+_FLOAT32 = np.dtype(np.float32)
 
 Normalised = tuple[Array, Array, Array]
 Gradients = tuple[Array | None, Array | None, Array | None, Array | None]
@@ -86,13 +90,13 @@ def batch_norm_grad(
     """
     operation = "batch_norm_grad"
     _check(operation, x, {"weight": weight, "bias": bias}, {"dy": dy, "y": y})
+    statistics = x.dtype if x.dtype.itemsize > 2 else _FLOAT32
     for name, vector in {"mean": mean, "inverse_std": inverse_std}.items():
         if type(vector) is not type(x):
             same_kind(operation, **{"x": x, name: vector})
-        wanted = x.dtype.name if x.dtype.itemsize > 2 else "float32"
-        if vector.dtype != wanted or vector.shape != x.shape[1:2]:
+        if vector.dtype != statistics or vector.shape != x.shape[1:2]:
             raise ValueError(
-                f"{operation}: {name} must be {wanted} with the shape {x.shape[1:2]}, "
+                f"{operation}: {name} must be {statistics} with the shape {x.shape[1:2]}, "
                 f"got {vector.dtype} with {vector.shape}"
             )
     return side(x).batch_norm_grad(dy, x, weight, bias, mean, inverse_std, y, residual, inference, needs)

@@ -37,7 +37,7 @@ def batch_norm(
         "residual": residual, "num_batches_tracked": num_batches_tracked,
     }  # fmt: skip
     for name, tensor in given.items():
-        if tensor is not None:
+        if tensor is not None and type(tensor) is not Tensor:
             check_tensor("batch_norm", name, tensor)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: running_mean and running_var must be given both or neither")
