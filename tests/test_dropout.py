@@ -14,7 +14,7 @@ import adjoint.nn as nn
 import adjoint.nn.functional as F
 from adjoint.autograd import checkpoint, gradcheck, gradgradcheck
 from adjoint.engine.backend import Device
-from adjoint.engine.random import Generator
+from adjoint.engine.random import Generator, _generators
 from cuda_on_host import HostLauncher, installed, needs_compiler
 
 CHANNELS = {"dropout1d": (40, 50, 3), "dropout2d": (40, 50, 3, 2), "dropout3d": (40, 50, 2, 3, 2)}
@@ -168,3 +168,27 @@ def test_the_state_of_a_gpus_generator(gpu_generator: Generator) -> None:
     assert gpu_generator.stream.place is place  # a captured graph reads and advances it there
     with pytest.raises(ValueError, match=r"set_state: expected a uint8 tensor of shape \(16,\)"):
         gpu_generator.set_state(ad.get_rng_state())
+
+
+@needs_compiler
+def test_the_functions_of_ad_cuda(gpu_generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adjoint.engine.cuda.as_device", Device)
+    monkeypatch.setattr("adjoint.engine.cuda.is_available", lambda: True)
+    monkeypatch.setattr("adjoint.engine.cuda.device_count", lambda: 1)
+    monkeypatch.setitem(_generators, Device("cuda"), gpu_generator)
+    monkeypatch.setitem(_generators, Device("cuda:0"), gpu_generator)
+    for seed in (ad.cuda.manual_seed, ad.cuda.manual_seed_all):
+        seed(7)
+        assert ad.cuda.initial_seed() == 7
+    state = ad.cuda.get_rng_state()
+    first = gpu_generator.stream.standard_normal((3,), np.float32)
+    ad.cuda.set_rng_state(state)
+    np.testing.assert_array_equal(gpu_generator.stream.standard_normal((3,), np.float32), first)
+
+
+def test_seeding_gpus_that_are_not_there_does_nothing() -> None:
+    if ad.cuda.is_available():
+        pytest.skip("there is a GPU")
+    ad.cuda.manual_seed(3), ad.cuda.manual_seed_all(3)
+    with pytest.raises(RuntimeError, match="the CUDA backend needs"):
+        ad.cuda.get_rng_state()
