@@ -222,6 +222,15 @@ def check_bias_activation(kind, shape, dim, dtype):
     rounding = {"float32": 1e-4, "float64": 1e-9, "float16": 1e-2, "bfloat16": 0.05}[dtype]
     np.testing.assert_allclose(db.astype(np.float64), total(wide, dim), rtol=rounding, atol=rounding)
     assert db.dtype == dx.dtype == y.dtype
+    same, made = kernels.bias_activation_with_slope(x, bias, kind, dim, a, b)
+    assert_close(same, value(kind, z), dtype)
+    assert (made is not None) == (kind in ("gelu", "silu") and dtype in ("float32", "float64"))
+    if made is not None:
+        found = kernels.bias_activation_scale(made, dy, dim)
+        assert_close(found[0], wanted, dtype)
+        np.testing.assert_allclose(found[1], total(wanted, dim), rtol=1e-4, atol=1e-4)
+        assert kernels.bias_activation_scale(made, dy, dim, with_bias_grad=False, in_place=True) == (made, None)
+        np.testing.assert_array_equal(made, found[0])
     only, nothing = kernels.bias_activation_grad(dy, *args, kind, dim, a, b, with_bias_grad=False)
     assert nothing is None
     np.testing.assert_array_equal(only, dx)

@@ -93,13 +93,12 @@ SUITE = Suite(
     "activation",
     cpu=[case(kind, shape) for kind in KINDS for shape in CPU]
     + [with_bias(kind, shape, dim) for kind, dim in BIASED for shape in CPU[1:]],
-    cuda=[
-        make(kind, *rest, dtype)
+    cuda=[case(kind, shape, dtype) for dtype in ("float32", "bfloat16") for kind in CUDA_KINDS for shape in CUDA]
+    + [
+        with_bias(kind, shape, dim, dtype)
         for dtype in ("float32", "bfloat16")
-        for make, kind, *rest in (
-            *((case, kind, shape) for kind in CUDA_KINDS for shape in CUDA),
-            *((with_bias, kind, shape, dim) for kind, dim in BIASED for shape in CUDA[1:]),
-        )
+        for kind, dim in BIASED
+        for shape in CUDA[1:]
     ],
     goals=[Goal("activation", ratio=1.0)],
 )

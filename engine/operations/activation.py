@@ -60,10 +60,8 @@ class Activation(Operation):
 
     def backward(ctx, grad: Tensor) -> Tensor:
         saved, *kept = ctx.saved
-        if not kept:
-            return ActivationGrad.apply(grad, saved, kind=ctx.kind, a=ctx.a, b=ctx.b, slope=None)
-        slope = kept[0]._data
-        if ctx.is_last_pass and not mode.grad:
+        slope = kept[0]._data if kept else None
+        if slope is not None and ctx.is_last_pass and not mode.grad:
             ctx.release()  # before the array changes: a pass after an error must not find it
             return wrap(kernels.activation_scale(slope, grad._data, in_place=True))
         return ActivationGrad.apply(grad, saved, kind=ctx.kind, a=ctx.a, b=ctx.b, slope=slope)

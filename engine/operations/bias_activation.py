@@ -6,8 +6,9 @@ from typing import Any
 
 from ... import kernels
 from ...kernels.geometry.activation import slope_from_output
+from ..grad_mode import mode
 from ..operation import Operation
-from ..tensor import Tensor
+from ..tensor import Tensor, wrap
 from .activation import ActivationGrad, slope_change
 from .arithmetic import where
 
@@ -25,24 +26,41 @@ def _total(values: Tensor, dim: int) -> Tensor:
 
 
 class BiasActivation(Operation):
-    """f(x + bias), the bias (C,) along `dim`."""
+    """f(x + bias), the bias (C,) along `dim`. What is kept is as in `Activation`."""
+
+    consumes = True
 
     def forward(ctx, x: Any, bias: Any) -> Any:
+        args = (x, bias, ctx.kind, ctx.dim, ctx.a, ctx.b)
         if slope_from_output(ctx.kind, ctx.a):
             ctx.save_outputs(0)
-        else:
-            ctx.save_inputs(0, 1)
-        return kernels.bias_activation(x, bias, ctx.kind, ctx.dim, ctx.a, ctx.b)
+            return kernels.bias_activation(*args)
+        ctx.save_inputs(0, 1)
+        if True not in ctx.needs_input_grad[:2]:
+            return kernels.bias_activation(*args)
+        y, slope = kernels.bias_activation_with_slope(*args)
+        if slope is not None:
+            ctx.save_arrays(slope)
+        return y
 
     def backward(ctx, grad: Tensor) -> tuple[Optional, Optional]:
-        saved, *bias = ctx.saved
-        settings = {"kind": ctx.kind, "a": ctx.a, "b": ctx.b, "dim": ctx.dim, "with_bias_grad": ctx.needs_input_grad[1]}
-        by_x, *by_bias = BiasActivationGrad.apply(grad, saved, bias[0] if bias else None, **settings)
+        saved, *more = ctx.saved
+        bias, slope = more[0] if more else None, more[1]._data if len(more) > 1 else None
+        with_bias_grad = ctx.needs_input_grad[1]
+        if slope is not None and ctx.is_last_pass and not mode.grad:
+            ctx.release()  # before the array changes: a pass after an error must not find it
+            dx, db = kernels.bias_activation_scale(slope, grad._data, ctx.dim, with_bias_grad, in_place=True)
+            return wrap(dx), None if db is None else wrap(db)
+        settings = {"kind": ctx.kind, "a": ctx.a, "b": ctx.b, "dim": ctx.dim, "with_bias_grad": with_bias_grad}
+        by_x, *by_bias = BiasActivationGrad.apply(grad, saved, bias, slope=slope, **settings)
         return by_x, by_bias[0] if by_bias else None
 
 
 class BiasActivationGrad(Operation):
-    """dy · f'(x + bias), and its sums along the channels `with_bias_grad`; `saved` is the output where bias is None."""
+    """dy · f'(x + bias), and its sums along the channels `with_bias_grad`; `saved` is the output where bias is None.
+
+    `slope`: f'(x + bias) where it is known already, else None.
+    """
 
     materializes_grads = False
 
@@ -50,13 +68,17 @@ class BiasActivationGrad(Operation):
         ctx.save_inputs(0, 1)
         if bias is not None:
             ctx.save_inputs(2)
-        grads = kernels.bias_activation_grad(dy, saved, bias, ctx.kind, ctx.dim, ctx.a, ctx.b, ctx.with_bias_grad)
+        if ctx.slope is not None:
+            grads = kernels.bias_activation_scale(ctx.slope, dy, ctx.dim, ctx.with_bias_grad)
+        else:
+            settings = (ctx.kind, ctx.dim, ctx.a, ctx.b, ctx.with_bias_grad)
+            grads = kernels.bias_activation_grad(dy, saved, bias, *settings)
         return grads if ctx.with_bias_grad else grads[:1]
 
     def backward(ctx, by_x: Optional, by_bias: Optional = None) -> tuple[Optional, Optional, Optional]:
         dy, saved, *bias = ctx.saved
         need_dy, need_saved, need_bias = ctx.needs_input_grad
-        ndim, settings = dy.ndim, {"kind": ctx.kind, "a": ctx.a, "b": ctx.b, "slope": None}
+        ndim, settings = dy.ndim, {"kind": ctx.kind, "a": ctx.a, "b": ctx.b, "slope": ctx.slope}
         direction = by_x
         if by_bias is not None:
             column = _along(by_bias, ctx.dim, ndim)

@@ -114,7 +114,7 @@ def in_pieces(inputs: list[Array], results: list[Array], compute: Compute, heavy
     size, stored = results[0].size, results[0].dtype
     dtype = compute_dtype(stored)
     step = PIECE_BYTES // dtype.itemsize
-    if size <= step and stored == dtype:
+    if size <= step and stored is dtype:
         with np.errstate(all="ignore"):
             compute(Work(None, size, dtype), *inputs, *results)
         return

@@ -100,6 +100,43 @@ def bias_activation(x: Array, bias: Array, kind: str, dim: int, a: float = 0.0, 
     return y
 
 
+def bias_activation_with_slope(
+    x: Array, bias: Array, kind: str, dim: int, a: float = 0.0, b: float = 0.0
+) -> tuple[Array, Array | None]:
+    both = FORMULAS[kind].both
+    if both is None or x.dtype.itemsize == 2:
+        return bias_activation(x, bias, kind, dim, a, b), None
+    view = _Channels(*planes(x.shape, dim), x.dtype)
+    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    given, added = view.flat(x), view.spread(bias)
+    values, slopes = (array.reshape(view.lines, view.length) for array in (y, slope))
+
+    def compute(work: Work, piece: slice) -> None:
+        z = work.wide(0)
+        np.add(given[piece], added[piece], out=z.reshape(-1, view.length))
+        both(z, values[piece].reshape(-1), slopes[piece].reshape(-1), work, a, b)
+
+    view.each(compute)
+    return y, slope
+
+
+def bias_activation_scale(
+    slope: Array, dy: Array, dim: int, with_bias_grad: bool = True, in_place: bool = False
+) -> tuple[Array, Array | None]:
+    view = _Channels(*planes(dy.shape, dim), dy.dtype)
+    dx = slope if in_place else np.empty(dy.shape, dy.dtype)
+    grads, slopes, results = view.flat(dy), view.flat(slope), dx.reshape(view.lines, view.length)
+    sums = view.sums()
+
+    def compute(work: Work, piece: slice) -> None:
+        np.multiply(grads[piece], slopes[piece], out=results[piece])
+        if with_bias_grad:
+            view.add_up(results[piece], work, piece, sums)
+
+    view.each(compute)
+    return dx, view.total(sums).astype(dy.dtype, copy=False) if with_bias_grad else None
+
+
 def bias_activation_grad(
     dy: Array,
     saved: Array,

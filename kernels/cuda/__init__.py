@@ -2,7 +2,14 @@
 
 from .activation import activation, activation_input_grad, activation_scale, activation_with_slope, glu, glu_input_grad
 from .batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
-from .bias_activation import bias_activation, bias_activation_grad, prelu, prelu_grad
+from .bias_activation import (
+    bias_activation,
+    bias_activation_grad,
+    bias_activation_scale,
+    bias_activation_with_slope,
+    prelu,
+    prelu_grad,
+)
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .dropout import dropout, dropout_grad
 from .embedding import embedding, embedding_renorm, embedding_weight_grad
@@ -48,6 +55,8 @@ __all__ = [
     "batch_norm_inference",
     "bias_activation",
     "bias_activation_grad",
+    "bias_activation_scale",
+    "bias_activation_with_slope",
     "clamp_grads",
     "clip_grad_norm",
     "clip_grads",

@@ -42,6 +42,22 @@ def bias_activation(x: Array, bias: Array, kind: str, dim: int, a: float = 0.0, 
     return _forward(x, bias, planes(x.shape, dim), described(kind, a, b))
 
 
+def bias_activation_with_slope(
+    x: Array, bias: Array, kind: str, dim: int, a: float = 0.0, b: float = 0.0
+) -> tuple[Array, Array | None]:
+    # As in `activation_with_slope`.
+    return bias_activation(x, bias, kind, dim, a, b), None
+
+
+def bias_activation_scale(
+    slope: Array, dy: Array, dim: int, with_bias_grad: bool = True, in_place: bool = False
+) -> tuple[Array, Array | None]:
+    # No slope was made here: it came from elsewhere.
+    dx = slope * dy
+    others = tuple(i for i in range(dx.ndim) if i != dim)
+    return dx, dx.sum(axis=others) if with_bias_grad else None
+
+
 def bias_activation_grad(
     dy: Array,
     saved: Array,

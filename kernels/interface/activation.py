@@ -49,6 +49,17 @@ def bias_activation(x: Array, bias: Array, kind: str, dim: int, a: float = 0.0, 
     return side(x).bias_activation(x, bias, kind, dim, a, b)
 
 
+def bias_activation_with_slope(
+    x: Array, bias: Array, kind: str, dim: int, a: float = 0.0, b: float = 0.0
+) -> tuple[Array, Array | None]:
+    """The same with f'(x + bias) where that is cheapest computed along with it, else None."""
+    operation = "bias_activation_with_slope"
+    check_arrays(operation, x=x, bias=bias)
+    geometry.activation(operation, kind)
+    geometry.channels(operation, "bias", x.shape, bias.shape, dim)
+    return side(x).bias_activation_with_slope(x, bias, kind, dim, a, b)
+
+
 def bias_activation_grad(
     dy: Array,
     saved: Array,
@@ -71,6 +82,15 @@ def bias_activation_grad(
     elif not geometry.slope_from_output(kind, a):
         raise ValueError(f"{operation}: the slope of {kind} comes from the input: give the bias too")
     return side(dy).bias_activation_grad(dy, saved, bias, kind, dim, a, b, with_bias_grad)
+
+
+def bias_activation_scale(
+    slope: Array, dy: Array, dim: int, with_bias_grad: bool = True, in_place: bool = False
+) -> tuple[Array, Array | None]:
+    """The same from the slope that `bias_activation_with_slope` gave; `in_place` as in `activation_scale`."""
+    check_arrays("bias_activation_scale", slope=slope, dy=dy)
+    geometry.same_shape("bias_activation_scale", dy.shape, slope.shape)
+    return side(dy).bias_activation_scale(slope, dy, dim, with_bias_grad, in_place)
 
 
 def prelu(x: Array, weight: Array) -> Array:
