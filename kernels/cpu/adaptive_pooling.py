@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from . import parallel
 from .arithmetic import compute_dtype
 from .max_pooling import gather
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
+_MOST_WINDOWS = 64  # multiplications for an element: more would take longer than to add up
 
 
 class _Axis(NamedTuple):
@@ -32,11 +33,11 @@ class _Axis(NamedTuple):
         """For each window the position of one of its elements; the last one again where there are fewer."""
         return np.minimum(self.start + number, self.stop - 1)
 
-    def means(self, dtype: np.dtype) -> np.ndarray:
+    def means(self) -> np.ndarray:
         """The matrix (size, windows) of which each column takes a window's mean."""
         places = np.arange(self.size)[:, None]
         inside = (places >= self.start) & (places < self.stop)
-        return (inside / (self.stop - self.start)).astype(dtype)
+        return inside / (self.stop - self.start)
 
 
 def adaptive_max_pool(x: np.ndarray, output_size: Sizes) -> tuple[np.ndarray, np.ndarray]:
@@ -45,16 +46,23 @@ def adaptive_max_pool(x: np.ndarray, output_size: Sizes) -> tuple[np.ndarray, np
     y, indices = np.empty(shape, x.dtype), np.empty(shape, np.int64)
 
     def piece(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> None:
-        best, places = x, None
+        # With the planes last every tap is a run of memory.
+        best, offsets, taps = np.ascontiguousarray(np.moveaxis(x, 0, -1)), None, 1
         # The last axis first: of equal maxima the first row, and in it the first column, is kept.
-        for axis in range(len(axes), 0, -1):
-            best, places = _maxima(best, places, axes, axis)
+        for number in range(len(axes) - 1, -1, -1):
+            best, offsets = _maxima(best, offsets, axes[number], number, taps, dtype)
+            taps *= axes[number].longest
         if np.isnan(best.max()):
             _maxima_of_nan(x, axes, y, indices)
-        else:
-            y[...], indices[...] = best, places
+            return
+        y[...] = np.moveaxis(best, -1, 0)
+        np.add(places.take(np.moveaxis(offsets, -1, 0)), starts, out=indices)  # type: ignore[arg-type]
 
     if y.size:
+        longest = [axis.longest for axis in axes]
+        dtype = np.min_scalar_type(prod(longest) - 1)
+        places, starts = _numbers([np.arange(n) for n in longest], axes), _numbers([a.start for a in axes], axes)
+        places = places.reshape(-1)
         _over_planes(piece, x, y, indices)
     return y, indices
 
@@ -63,12 +71,13 @@ def adaptive_max_pool_scatter(dy: np.ndarray, indices: np.ndarray, input_shape: 
     dx = np.empty(input_shape, dy.dtype)
     plane = prod(input_shape[2:])
 
-    def piece(dy: np.ndarray, indices: np.ndarray, dx: np.ndarray) -> None:
-        flat = (indices.reshape(len(dy), prod(dy.shape[1:])) + np.arange(len(dy))[:, None] * plane).reshape(-1)
-        sums = np.bincount(flat, dy.reshape(-1).astype(np.float64, copy=False), dx.size)
+    def piece(dx: np.ndarray, dy: np.ndarray, indices: np.ndarray) -> None:
+        flat = indices.reshape(len(dy), prod(dy.shape[1:])) + np.arange(len(dy))[:, None] * plane
+        sums = np.zeros(dx.size, compute_dtype(dx.dtype))
+        np.add.at(sums, flat.reshape(-1), dy.reshape(-1).astype(sums.dtype, copy=False))
         np.copyto(dx, sums.reshape(dx.shape), casting="unsafe")
 
-    _over_planes(piece, dx, dy, indices, order=(1, 2, 0))
+    _over_planes(piece, dx, dy, indices)
     return dx
 
 
@@ -80,37 +89,45 @@ def adaptive_avg_pool(x: np.ndarray, output_size: Sizes) -> np.ndarray:
     shape = geometry.adaptive_pool("adaptive_avg_pool", x.shape, output_size)
     axes = _axes(x.shape, output_size)
     y = np.empty(shape, x.dtype)
-    matrix = axes[-1].means(compute_dtype(x.dtype))
+    if not y.size:
+        return y
+    matrix = _matrix(axes, compute_dtype(x.dtype))
 
     def piece(x: np.ndarray, y: np.ndarray) -> None:
-        x = x.astype(matrix.dtype, copy=False)
-        for axis in range(1, len(axes)):
-            x = _means(x, axes[axis - 1], axis)
-        means = x @ matrix
-        # A product of zero and an infinity elsewhere in the row is not this window's.
-        np.copyto(y, means if np.isfinite(means).all() else _means(x, axes[-1], len(axes)), casting="unsafe")
+        x = x.astype(compute_dtype(x.dtype), copy=False)
+        if matrix is not None:
+            means = x.reshape(len(x), -1) @ matrix
+            # A product of zero and an infinity elsewhere in the plane is not this window's.
+            if np.isfinite(means).all():
+                np.copyto(y, means.reshape(y.shape), casting="unsafe")
+                return
+        for number, axis in enumerate(axes, 1):
+            x = _means(x, axis, number)
+        np.copyto(y, x, casting="unsafe")
 
-    if y.size:
-        _over_planes(piece, x, y)
+    _over_planes(piece, x, y, products=_products(matrix))
     return y
 
 
 def adaptive_avg_pool_input_grad(dy: np.ndarray, input_shape: Sizes) -> np.ndarray:
-    axes = _axes(input_shape, dy.shape[2:])
     dx = np.zeros(input_shape, dy.dtype)
-    matrix = axes[-1].means(compute_dtype(dy.dtype)).T
+    if not dy.size:
+        return dx
+    axes = _axes(input_shape, dy.shape[2:])
+    matrix = _matrix(axes, compute_dtype(dy.dtype))
 
     def piece(dx: np.ndarray, dy: np.ndarray) -> None:
-        dy = dy.astype(matrix.dtype, copy=False)
-        wide = dy @ matrix
-        if not np.isfinite(wide).all():
-            wide = _spread(dy, axes[-1], len(axes))
-        for axis in range(len(axes) - 1, 0, -1):
-            wide = _spread(wide, axes[axis - 1], axis)
-        np.copyto(dx, wide, casting="unsafe")
+        dy = dy.astype(compute_dtype(dy.dtype), copy=False)
+        if matrix is not None:
+            wide = dy.reshape(len(dy), -1) @ matrix.T
+            if np.isfinite(wide).all():
+                np.copyto(dx, wide.reshape(dx.shape), casting="unsafe")
+                return
+        for number in range(len(axes), 0, -1):
+            dy = _spread(dy, axes[number - 1], number)
+        np.copyto(dx, dy, casting="unsafe")
 
-    if dy.size:
-        _over_planes(piece, dx, dy)
+    _over_planes(piece, dx, dy, products=_products(matrix))
     return dx
 
 
@@ -122,44 +139,68 @@ def _axes(x_shape: Sequence[int], output_size: Sequence[int]) -> list[_Axis]:
     return axes
 
 
-def _over_planes(piece: object, *arrays: np.ndarray, order: Sequence[int] | None = None) -> None:
-    """Call `piece` with some planes of each array, on all threads; the first array tells how many are a piece."""
+def _over_planes(piece: Callable[..., None], *arrays: np.ndarray, products: int = 0) -> None:
+    """Call `piece` with some planes of each array, on all threads; the first array tells how many are a piece.
+
+    `products`: multiplications for a plane, of which a piece has no more than BLAS makes on one thread.
+    """
     planes = arrays[0].shape[0] * arrays[0].shape[1]
     flat = [array.reshape(planes, *array.shape[2:]) for array in arrays]
-    bytes_of_plane = max(1, prod(arrays[0].shape[2:]) * arrays[0].itemsize)
-    given = [flat[i] for i in order or range(len(flat))]
+    step = _PIECE_BYTES // max(1, prod(arrays[0].shape[2:]) * arrays[0].itemsize)
+    if products:
+        step = min(step, parallel.SMALL_PRODUCT // products)
 
     def work(parts: Iterator[slice]) -> None:
         for part in parts:
-            piece(*(array[part] for array in given))  # type: ignore[operator]
+            piece(*(array[part] for array in flat))
 
-    parallel.share(work, parallel.split(planes, max(1, _PIECE_BYTES // bytes_of_plane)))
+    parallel.share(work, parallel.split(planes, max(1, step)))
 
 
-def _maxima(x: np.ndarray, places: np.ndarray | None, axes: list[_Axis], number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The maxima along one axis, and their positions in the plane."""
-    axis = axes[number - 1]
-    pitch = prod(other.size for other in axes[number:])
-    shape = [1] * x.ndim
-    shape[number] = -1
+def _matrix(axes: list[_Axis], dtype: np.dtype) -> np.ndarray | None:
+    """The matrix (elements, windows) of means, where it is small enough to multiply by."""
+    elements, windows = prod(axis.size for axis in axes), prod(len(axis.start) for axis in axes)
+    if windows > _MOST_WINDOWS or elements * windows > parallel.SMALL_PRODUCT:
+        return None
+    matrix = np.ones((1, 1))
+    for axis in axes:
+        matrix = np.kron(matrix, axis.means())
+    return matrix.astype(dtype)
+
+
+def _products(matrix: np.ndarray | None) -> int:
+    return 0 if matrix is None else matrix.size
+
+
+def _numbers(places: list[np.ndarray], axes: list[_Axis]) -> np.ndarray:
+    """The positions in a plane of all combinations of places along its axes."""
+    total = np.zeros((), np.int64)
+    for at, axis in zip(places, axes, strict=True):
+        total = np.add.outer(total * axis.size, at)
+    return total
+
+
+def _maxima(
+    x: np.ndarray, inner: np.ndarray | None, axis: _Axis, number: int, taps: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray]:
+    """The maxima along one axis with their offsets: tap * taps of the axes behind + the inner offset."""
     best = x.take(axis.start, axis=number)
-    found = _place(places, axis.start, number, pitch, shape, best.shape)
+    offsets = np.zeros(best.shape, dtype) if inner is None else inner.take(axis.start, axis=number)
+    better = np.empty(best.shape, bool)
+    marks = better.view(np.uint8)
     for tap in range(1, axis.longest):
         at = axis.tap(tap)
         value = x.take(at, axis=number)
-        better = value > best
-        np.maximum(best, value, out=best)
-        np.copyto(found, _place(places, at, number, pitch, shape, best.shape), where=better)
-    return best, found
-
-
-def _place(
-    places: np.ndarray | None, at: np.ndarray, number: int, pitch: int, shape: list[int], full: Sizes
-) -> np.ndarray:
-    here = (at * pitch).reshape(shape)
-    if places is None:
-        return np.broadcast_to(here, full).copy()
-    return places.take(at, axis=number) + here
+        np.greater(value, best, out=better)
+        np.maximum(value, best, out=best)
+        # The offset of a later tap is always the larger one.
+        if inner is None:
+            found = np.multiply(marks, tap, dtype=dtype)
+        else:
+            found = np.add(inner.take(at, axis=number), tap * taps, dtype=dtype)
+            found *= marks
+        np.maximum(offsets, found, out=offsets)
+    return best, offsets
 
 
 def _maxima_of_nan(x: np.ndarray, axes: list[_Axis], y: np.ndarray, indices: np.ndarray) -> None:

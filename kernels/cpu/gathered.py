@@ -42,8 +42,10 @@ def total(x: np.ndarray, window: Window, sums: np.ndarray) -> None:
 
 
 def spread(share: np.ndarray, window: Window, dx: np.ndarray) -> None:
-    dx.fill(0)
-    np.copyto(_windows(dx, window), share[(..., *[None] * len(window.size))], casting="unsafe")
+    windows = _windows(dx, window)
+    if windows.size < dx.size:
+        dx.fill(0)
+    np.copyto(windows, share[(..., *[None] * len(window.size))], casting="unsafe")
 
 
 def _windows(x: np.ndarray, window: Window) -> np.ndarray:

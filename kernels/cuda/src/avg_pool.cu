@@ -106,7 +106,7 @@ __device__ A shared_sum_of(const Pool& pool, const Volume<S>& x, const Place& pl
 
 // Averages where `norm` is 0, else p-norms.
 template <class T, bool STAGED>
-__global__ void __launch_bounds__(kPoolBlock, 4) avg_pool(const T* __restrict__ x, T* __restrict__ y, Pool pool) {
+__global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool(const T* __restrict__ x, T* __restrict__ y, Pool pool) {
     using A = Accumulator<T>;
     using S = typename Choice<STAGED, A, T>::type;
     DYNAMIC_SHARED(shared);
@@ -160,17 +160,17 @@ template <class T> __device__ void spread_over_planes(const T* dy, T* dx, const 
     over_region(
         made, dx,
         [&](int i, int64 element) {
-            T values[kVector];
+            Pack<T, kVector> values;
 #pragma unroll
-            for (int k = 0; k < kVector; ++k) values[k] = share(i + k);
-            store_vector(dx + element, values);
+            for (int k = 0; k < kVector; ++k) values.value[k] = share(i + k);
+            *reinterpret_cast<Pack<T, kVector>*>(dx + element) = values;
         },
         [&](int i, int64 element) { dx[element] = share(i); });
 }
 
 // The gradients of averages, or of p-norms, which need x and y as well.
 template <class T, bool STAGED>
-__global__ void __launch_bounds__(kPoolBlock, STAGED ? 4 : 2) avg_pool_input_grad(
+__global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool_input_grad(
     const T* __restrict__ dy, const T* __restrict__ x, const T* __restrict__ y, T* __restrict__ dx, Pool pool) {
     using A = Accumulator<T>;
     DYNAMIC_SHARED(shared);

@@ -158,7 +158,7 @@ __device__ inline void* offsets_in(const Region& region, unsigned char* shared, 
 }
 
 template <class T, bool STAGED>
-__global__ void __launch_bounds__(kPoolBlock, 4) max_pool(
+__global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) max_pool(
     const T* __restrict__ x, T* __restrict__ y, void* __restrict__ offsets, Pool pool) {
     DYNAMIC_SHARED(shared);
     const Tile tile = tile_of_windows(pool);
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kPoolBlock, 4) max_pool(
 
 // Windows `classes` apart share no element, so that a class of them adds without a race, one class after the other.
 template <class T>
-__global__ void __launch_bounds__(kPoolBlock, 4) max_pool_scatter(
+__global__ void __launch_bounds__(kPoolBlock, kResident<T, true>) max_pool_scatter(
     const T* __restrict__ dy, const void* __restrict__ offsets, T* __restrict__ dx, Pool pool) {
     using A = Accumulator<T>;
     DYNAMIC_SHARED(shared);
@@ -245,7 +245,7 @@ __global__ void __launch_bounds__(kPoolBlock, 4) max_pool_scatter(
 
 // For windows too large, or too many over one element: asks each window that covers an element for its maximum.
 template <class T>
-__global__ void __launch_bounds__(kPoolBlock, 4) max_pool_scatter_large(
+__global__ void __launch_bounds__(kPoolBlock, kResident<T, false>) max_pool_scatter_large(
     const T* __restrict__ dy, const void* __restrict__ offsets, T* __restrict__ dx, Pool pool) {
     const Tile tile = tile_of_elements(pool);
     const Region made = region_of_elements(pool, tile);

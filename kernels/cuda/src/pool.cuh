@@ -8,6 +8,8 @@
 
 constexpr int kPoolBlock = 256;
 constexpr int kPoolWarps = kPoolBlock / kWarpSize;
+// Blocks of a multiprocessor that registers must suffice for.
+template <class T, bool STAGED> constexpr int kResident = STAGED && sizeof(T) < 8 ? 4 : 2;
 
 struct Axis {
     int size, count;  // elements of the input, windows
@@ -209,25 +211,35 @@ template <class S, class T> __device__ S converted(T value) {
     }
 }
 
-// COUNT neighbours moved by instructions of 16 bytes at most.
-template <int COUNT, class T> __device__ void load_vector(const T* from, T (&values)[COUNT]) {
-    constexpr int kPart = COUNT * sizeof(T) < 16 ? COUNT : 16 / sizeof(T);
+// COUNT neighbours from memory to shared memory or back, by instructions of 16 bytes.
+template <int COUNT, class S, class T> __device__ void move_vector(const T* from, S* to) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+        *reinterpret_cast<Pack<S, COUNT>*>(to) = *reinterpret_cast<const Pack<T, COUNT>*>(from);
+    } else if constexpr (sizeof(S) > sizeof(T)) {
+        // A second part lies 16 bytes after the first, so that lanes would meet in half of the banks: some begin with it.
+        const bool second = (threadIdx.x >> 2) % 2 != 0;
+        const Pack<T, COUNT> values = *reinterpret_cast<const Pack<T, COUNT>*>(from);
+        Pack<S, COUNT / 2> first, last;
 #pragma unroll
-    for (int i = 0; i < COUNT; i += kPart) {
-        const Pack<T, kPart> pack = *reinterpret_cast<const Pack<T, kPart>*>(from + i);
+        for (int k = 0; k < COUNT / 2; ++k) {
+            const S low = widen(values.value[k]), high = widen(values.value[k + COUNT / 2]);
+            first.value[k] = second ? high : low;
+            last.value[k] = second ? low : high;
+        }
+        *reinterpret_cast<Pack<S, COUNT / 2>*>(to + (second ? COUNT / 2 : 0)) = first;
+        *reinterpret_cast<Pack<S, COUNT / 2>*>(to + (second ? 0 : COUNT / 2)) = last;
+    } else {
+        const bool second = (threadIdx.x >> 2) % 2 != 0;
+        const Pack<T, COUNT / 2> first = *reinterpret_cast<const Pack<T, COUNT / 2>*>(from + (second ? COUNT / 2 : 0));
+        const Pack<T, COUNT / 2> last = *reinterpret_cast<const Pack<T, COUNT / 2>*>(from + (second ? 0 : COUNT / 2));
+        Pack<S, COUNT> values;
 #pragma unroll
-        for (int k = 0; k < kPart; ++k) values[i + k] = pack.value[k];
-    }
-}
-
-template <int COUNT, class T> __device__ void store_vector(T* to, const T (&values)[COUNT]) {
-    constexpr int kPart = COUNT * sizeof(T) < 16 ? COUNT : 16 / sizeof(T);
-#pragma unroll
-    for (int i = 0; i < COUNT; i += kPart) {
-        Pack<T, kPart> pack;
-#pragma unroll
-        for (int k = 0; k < kPart; ++k) pack.value[k] = values[i + k];
-        *reinterpret_cast<Pack<T, kPart>*>(to + i) = pack;
+        for (int k = 0; k < COUNT / 2; ++k) {
+            const T one = first.value[k], other = last.value[k];
+            values.value[k] = narrow<S>(second ? other : one);
+            values.value[k + COUNT / 2] = narrow<S>(second ? one : other);
+        }
+        *reinterpret_cast<Pack<S, COUNT>*>(to) = values;
     }
 }
 
@@ -245,6 +257,7 @@ __device__ void over_region(const Region& region, const T* array, Whole whole, O
     if (region.one_run) {
         const int skew = int(region.first & (kVector - 1));
         const bool aligned = reinterpret_cast<uint64>(array) % 16 == 0;
+#pragma unroll 2
         for (int v = threadIdx.x * kVector - skew; v < size; v += kPoolBlock * kVector) {
             if (aligned && v >= 0 && v + kVector <= size) {
                 whole(v, region.first + v);
@@ -261,6 +274,7 @@ __device__ void over_region(const Region& region, const T* array, Whole whole, O
         for (; run < (d + 1) * rows; run += kPoolWarps) {
             const int64 first = region.first + int64(d) * region.slice + (run - d * rows) * region.row;
             // A warp's lanes begin at a multiple of their number.
+#pragma unroll 2
             for (int i = int(threadIdx.x % kWarpSize) - int(first % kWarpSize); i < length; i += kWarpSize) {
                 if (i >= 0) one(run * length + i, first + i);
             }
@@ -270,35 +284,17 @@ __device__ void over_region(const Region& region, const T* array, Whole whole, O
 
 // Copies a region of `array` to shared memory, and says where it begins there.
 template <class S, class T> __device__ S* stage(const Region& region, const T* array, void* shared) {
-    constexpr int kVector = 16 / sizeof(T);
     S* const to = begin_in<T>(region, static_cast<S*>(shared));
     over_region(
-        region, array,
-        [&](int i, int64 element) {
-            T values[kVector];
-            S changed[kVector];
-            load_vector(array + element, values);
-#pragma unroll
-            for (int k = 0; k < kVector; ++k) changed[k] = converted<S>(values[k]);
-            store_vector(to + i, changed);
-        },
+        region, array, [&](int i, int64 element) { move_vector<16 / sizeof(T)>(array + element, to + i); },
         [&](int i, int64 element) { to[i] = converted<S>(array[element]); });
     return to;
 }
 
 // The way back, from where `begin_in<T>` says.
 template <class T, class S> __device__ void unstage(const Region& region, const S* from, T* array) {
-    constexpr int kVector = 16 / sizeof(T);
     over_region(
-        region, array,
-        [&](int i, int64 element) {
-            S values[kVector];
-            T changed[kVector];
-            load_vector(from + i, values);
-#pragma unroll
-            for (int k = 0; k < kVector; ++k) changed[k] = converted<T>(values[k]);
-            store_vector(array + element, changed);
-        },
+        region, array, [&](int i, int64 element) { move_vector<16 / sizeof(T)>(from + i, array + element); },
         [&](int i, int64 element) { array[element] = converted<T>(from[i]); });
 }
 
