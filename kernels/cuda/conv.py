@@ -106,7 +106,7 @@ def conv(
     x, weight = launch.contiguous(x), launch.contiguous(weight)
     bias = None if bias is None else launch.contiguous(bias)
     window = depthwise.window_of(x.dtype, weight.shape, stride, dilation, groups)
-    if window is not None and y.size:
+    if window is not None and x.size and y.size:
         depthwise.forward(window, x, weight, bias, y, _before(padding))
         return y
     filters, channels = weight.shape[:2]
@@ -152,7 +152,7 @@ def conv_input_grad(
     dx = launch.empty(input_shape, dy.dtype, dy)
     dy, weight = launch.contiguous(dy), launch.contiguous(weight)
     window = depthwise.input_grad_window(dy.dtype, weight.shape, stride, padding, dilation, groups)
-    if window is not None and dx.size:
+    if window is not None and dy.size and dx.size:
         depthwise.input_grad(window, dy, weight, dx, _before(padding))
         return dx
     filters, channels = weight.shape[:2]
@@ -210,7 +210,7 @@ def conv_weight_grad(
     c_type = launch.c_type(dy.dtype)
     accumulator = np.float64 if c_type == "double" else np.float32
     window = depthwise.window_of(dy.dtype, weight_shape, stride, dilation, groups)
-    if window is not None:
+    if window is not None and x.size:
         _sum_partials(depthwise.weight_grad(window, dy, x, weight_shape[2:], _before(padding)), dw)
         return dw
     tile = weight_grad_tile(c_type, rows, columns) if len(stride) == 2 else None

@@ -51,6 +51,11 @@ class Window:
         down, more = self.rows * self.stride, self.height - self.stride
         return Patch(self.rows, columns, down, more, _VECTOR, divide_up(seen, _VECTOR) * _VECTOR)
 
+    @property
+    def for_weight_grad(self) -> Window:
+        """With many taps, rows of a patch are met one at a time, and may be more (`add_row_by_row`)."""
+        return replace(self, rows=7) if self.height * self.width > 27 else self
+
     def kernel(self, source: str, name: str, c_type: str) -> Kernel:
         sizes = (self.depth, self.height, self.width, self.stride, self.padding, self.rows)
         return Kernel(source, f"{name}<{c_type}, {', '.join(map(str, sizes))}>")
@@ -87,7 +92,7 @@ VARIANTS = [
     *(window.kernel("depthwise.cu", "depthwise", t) for window in (*_WINDOWS.values(), _ROW) for t in _TYPES),
     *_STRIDE2.values(),
     *(
-        window.kernel("depthwise_weight_grad.cu", "depthwise_weight_grad", t)
+        window.for_weight_grad.kernel("depthwise_weight_grad.cu", "depthwise_weight_grad", t)
         for window in (*_WINDOWS.values(), _ROW)
         for t in _TYPES
     ),
@@ -183,7 +188,9 @@ def weight_grad(window: Window, dy: Array, x: Array, taps: Sizes, before: Sequen
     """Partial sums (parts, filters * taps) of the weight gradient, in the compute type."""
     images, channels = x.shape[:2]
     filters, *target = dy.shape[1:]
-    tiles = _tiles(window.patch, *_three(target)[1:], min(_LARGEST_BLOCK, images), apart=True)
+    window = window.for_weight_grad
+    most_threads = 192 if window.depth > 1 else _LARGEST_BLOCK  # kGradThreads
+    tiles = _tiles(window.patch, *_three(target)[1:], min(most_threads, images), most_threads, apart=True)
     groups = divide_up(images, tiles.planes)
     chunks, depths = _chunks(window, _three(target)[0], filters * groups * tiles.bands * tiles.column_tiles)
     units = groups * chunks * tiles.bands * tiles.column_tiles
@@ -204,7 +211,8 @@ def weight_grad(window: Window, dy: Array, x: Array, taps: Sizes, before: Sequen
         units_of_part=units_of_part,
     )
     kernel = window.kernel("depthwise_weight_grad.cu", "depthwise_weight_grad", launch.c_type(x.dtype))
-    launch.launch(kernel, (filters * parts,), (tiles.threads,), [dy, x, partial, settings], tiles.bytes)
+    threads = max(tiles.threads, divide_up(math.prod(taps), _WARP) * _WARP)  # one for each tap's sum
+    launch.launch(kernel, (filters * parts,), (threads,), [dy, x, partial, settings], tiles.bytes)
     return partial
 
 
@@ -245,13 +253,15 @@ class _Tiles:
 
 
 @cache
-def _tiles(patch: Patch, height: int, width: int, most_planes: int, apart: bool = False) -> _Tiles:
+def _tiles(
+    patch: Patch, height: int, width: int, most_planes: int, most_threads: int = _LARGEST_BLOCK, apart: bool = False
+) -> _Tiles:
     lanes_wanted = divide_up(width, patch.columns)
     # A row of many lanes has threads enough; otherwise rows are worth more than what lies beside them.
-    lanes_used = min(lanes_wanted, _LARGEST_BLOCK if height == 1 else _WARP)
+    lanes_used = min(lanes_wanted, most_threads if height == 1 else _WARP)
     lanes = 1 << (lanes_used - 1).bit_length()
     rows_wanted = divide_up(height, patch.rows)
-    bands = divide_up(rows_wanted, _LARGEST_BLOCK // lanes)
+    bands = divide_up(rows_wanted, most_threads // lanes)
     while True:
         tile_rows = divide_up(rows_wanted, bands)
         pitch = divide_up((lanes_used - 1) * patch.across + patch.span, _VECTOR) * _VECTOR
@@ -274,7 +284,7 @@ def _tiles(patch: Patch, height: int, width: int, most_planes: int, apart: bool 
         bands += 1
     if one.bands * one.column_tiles > 1:
         return one
-    planes = min(most_planes, _LARGEST_BLOCK // (lanes * tile_rows), _SHARED_BYTES // one.bytes)
+    planes = min(most_planes, most_threads // (lanes * tile_rows), _SHARED_BYTES // one.bytes)
     return replace(one, planes=max(1, planes))
 
 

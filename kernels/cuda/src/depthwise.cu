@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kDepthwiseBlock, Window<D, R, S, STRIDE, PAD, 
     const int32 planes = min(g.planes_at_once, g.planes - first_plane);
     const Spot spot(g);
     const bool works = spot.works(g, planes);
-    const int32 k = works ? (first_plane + spot.plane) % g.filters : 0;
+    const int32 k = (first_plane + min(spot.plane, planes - 1)) % g.filters;
 
     A taps[W::kTaps];
     const int32 count = W::kAnyWidth ? g.taps_w : W::kTaps;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kDepthwiseBlock, 4)
     const int32 planes = min(g.planes_at_once, g.planes - first_plane);
     const Spot spot(g);
     const bool works = spot.works(g, planes);
-    const int32 k = works ? (first_plane + spot.plane) % g.filters : 0;
+    const int32 k = (first_plane + min(spot.plane, planes - 1)) % g.filters;
     A taps[SIZE * SIZE];
 #pragma unroll
     for (int i = 0; i < SIZE * SIZE; ++i) taps[i] = widen(filter[k * SIZE * SIZE + i]);

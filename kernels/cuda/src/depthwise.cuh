@@ -61,8 +61,11 @@ struct Spot {
     }
 };
 
+// The nearest place inside [0, size).
+__device__ inline int32 clamped(int32 place, int32 size) { return max(0, min(place, size - 1)); }
+
 // Brings rows [top, top + rows) and columns [left, left + pitch) of some planes (height, width) to shared memory, zero
-// where they are outside. Lanes of a warp read neighbouring elements.
+// where they are outside. Lanes of a warp read neighbouring elements, across the ends of rows too.
 template <class T>
 __device__ void stage(const T* __restrict__ source, int64 plane_step, int32 planes, int32 height, int32 width, int32 top,
                       int32 left, const Layout& to, Accumulator<T>* tile) {
@@ -71,30 +74,36 @@ __device__ void stage(const T* __restrict__ source, int64 plane_step, int32 plan
         (left | width) % kVector == 0 && reinterpret_cast<uint64>(source) % sizeof(Pack<T, kVector>) == 0 &&
         (planes == 1 || plane_step % kVector == 0);
     if (vectors) {
+        // Lanes outside read the nearest element: so no load waits for the one before it.
         const int32 packs = to.pitch / kVector;
         const Digits step = Digits::of(blockDim.x, to.rows, packs);
 #pragma unroll 2
         for (Digits at = Digits::of(threadIdx.x, to.rows, packs); at.high < planes; at.add(step, to.rows, packs)) {
             const int32 h = top + at.middle, w = left + at.low * kVector;
-            Pack<A, kVector> values = {};
-            if (inside(h, w, height, width)) {
-                const auto given = *reinterpret_cast<const Pack<T, kVector>*>(source + at.high * plane_step + h * width + w);
+            const int32 from = clamped(h, height) * width + min(clamped(w, width), width - kVector);
+            const auto given = *reinterpret_cast<const Pack<T, kVector>*>(source + at.high * plane_step + from);
+            const bool exists = inside(h, w, height, width);
+            Pack<A, kVector> values;
 #pragma unroll
-                for (int i = 0; i < kVector; ++i) values.value[i] = widen(given.value[i]);
-            }
+            for (int i = 0; i < kVector; ++i) values.value[i] = exists ? widen(given.value[i]) : A(0);
             A* const place = tile + at.high * to.plane + at.middle * to.pitch + at.low * kVector;
             *reinterpret_cast<Pack<A, kVector>*>(place) = values;
         }
         return;
     }
-    const Digits step = Digits::of(blockDim.x, to.rows, to.pitch);
+    for (int32 i = threadIdx.x * kVector; i < planes * to.plane; i += blockDim.x * kVector)
+        *reinterpret_cast<Pack<A, kVector>*>(tile + i) = {};
+    __syncthreads();
+    const int32 first_row = max(0, top), rows = min(height, top + to.rows) - first_row;
+    const int32 first_column = max(0, left), columns = min(width, left + to.pitch) - first_column;
+    if (rows <= 0 || columns <= 0) return;
+    source += first_row * width + first_column;
+    tile += (first_row - top) * to.pitch + first_column - left;
+    const Digits step = Digits::of(blockDim.x, rows, columns);
 #pragma unroll 2
-    for (Digits at = Digits::of(threadIdx.x, to.rows, to.pitch); at.high < planes; at.add(step, to.rows, to.pitch)) {
-        const int32 h = top + at.middle, w = left + at.low;
-        const bool exists = inside(h, w, height, width);
+    for (Digits at = Digits::of(threadIdx.x, rows, columns); at.high < planes; at.add(step, rows, columns))
         tile[at.high * to.plane + at.middle * to.pitch + at.low] =
-            exists ? widen(source[at.high * plane_step + h * width + w]) : A(0);
-    }
+            widen(source[at.high * plane_step + at.middle * width + at.low]);
 }
 
 // COUNT elements of shared memory from an address that is a multiple of WIDTH elements.

@@ -1,10 +1,42 @@
 // The weight gradient of a depthwise convolution, which reads x and dy once for all taps.
 #include "depthwise.cuh"
 
+// With sums for D planes, a thread needs more registers than a block of full size has for it.
+template <class W> constexpr int kGradThreads = W::D > 1 ? 192 : kDepthwiseBlock;
+
+// Adds the products of a thread's patch, at `grads`, with the source rows that its taps see. With many taps there are no
+// registers for all rows of the patch: then those that meet the current source row move along with it.
+template <class W, class A>
+__device__ void add_row_by_row(const A* grads, int32 grads_pitch, const A* source, int32 pitch, int32 rows, int32 columns,
+                               A (&sum)[W::kTaps]) {
+    static_assert(W::D == 1 && W::STRIDE == 1 && !W::kAnyWidth, "one plane, each row of which meets all taps");
+    A met[W::R][W::COLUMNS] = {};  // met[r] is row h - r
+#pragma unroll 1
+    for (int32 h = 0; h < rows + W::R - 1; ++h, grads += grads_pitch, source += pitch) {
+#pragma unroll
+        for (int r = W::R - 1; r > 0; --r)
+#pragma unroll
+            for (int j = 0; j < W::COLUMNS; ++j) met[r][j] = met[r - 1][j];
+        if (h < rows) read_row<W::COLUMNS, W::COLUMNS>(grads, met[0]);
+        A seen[W::kSpan];
+        read_row<W::kSpan, kVector>(source, seen);
+#pragma unroll
+        for (int r = 0; r < W::R; ++r) {
+            if (h < r || h - r >= rows) continue;
+#pragma unroll
+            for (int j = 0; j < W::COLUMNS; ++j) {
+                if (j >= columns) continue;
+#pragma unroll
+                for (int s = 0; s < W::S; ++s) sum[r * W::S + s] += met[r][j] * seen[W::kFirst + j + s];
+            }
+        }
+    }
+}
+
 // A block takes one filter and a part of its units: tiles of dy of a band, of some columns and of some images. Each thread
 // holds a sum for every tap; the block adds them up in a fixed order.
 template <class T, int D, int R, int S, int STRIDE, int PAD, int ROWS>
-__global__ void __launch_bounds__(kDepthwiseBlock, Window<D, R, S, STRIDE, PAD, ROWS>::kBlocks)
+__global__ void __launch_bounds__((kGradThreads<Window<D, R, S, STRIDE, PAD, ROWS>>), 2)
     depthwise_weight_grad(const T* __restrict__ dy, const T* __restrict__ x, Accumulator<T>* __restrict__ partial,
                           Depthwise g) {
     using A = Accumulator<T>;
@@ -46,6 +78,13 @@ __global__ void __launch_bounds__(kDepthwiseBlock, Window<D, R, S, STRIDE, PAD, 
                       g.patch, grads);
             __syncthreads();
             if (!works) continue;
+            const A* const of_patch =
+                grads + spot.plane * g.patch.plane + spot.row * ROWS * g.patch.pitch + spot.lane * W::COLUMNS;
+            const A* row = tile + spot.plane * g.tile.plane + spot.row * ROWS * STRIDE * g.tile.pitch + spot.lane * kVector;
+            if constexpr (W::kTaps > 27) {
+                if (exists) add_row_by_row<W>(of_patch, g.patch.pitch, row, g.tile.pitch, rows, columns, sum);
+                continue;
+            }
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) {
 #pragma unroll
@@ -54,13 +93,9 @@ __global__ void __launch_bounds__(kDepthwiseBlock, Window<D, R, S, STRIDE, PAD, 
                     for (int j = 0; j < W::COLUMNS; ++j) given[d][i][j] = given[d + 1][i][j];
 #pragma unroll
                 for (int j = 0; j < W::COLUMNS; ++j) given[D - 1][i][j] = 0;
-                if (more)
-                    read_row<W::COLUMNS, W::COLUMNS>(
-                        grads + spot.plane * g.patch.plane + (spot.row * ROWS + i) * g.patch.pitch + spot.lane * W::COLUMNS,
-                        given[D - 1][i]);
+                if (more) read_row<W::COLUMNS, W::COLUMNS>(of_patch + i * g.patch.pitch, given[D - 1][i]);
             }
             if (!exists) continue;
-            const A* row = tile + spot.plane * g.tile.plane + spot.row * ROWS * STRIDE * g.tile.pitch + spot.lane * kVector;
 #pragma unroll
             for (int h = 0; h < W::kSourceRows; ++h, row += g.tile.pitch) {
                 A seen[W::kSpan];
@@ -89,7 +124,7 @@ __global__ void __launch_bounds__(kDepthwiseBlock, Window<D, R, S, STRIDE, PAD, 
         }
     }
 
-    __shared__ A of_warps[kDepthwiseBlock / kWarpSize][W::kTaps];
+    __shared__ A of_warps[kGradThreads<W> / kWarpSize][W::kTaps];
     const int32 lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
 #pragma unroll
     for (int i = 0; i < W::kTaps; ++i) {
@@ -98,11 +133,10 @@ __global__ void __launch_bounds__(kDepthwiseBlock, Window<D, R, S, STRIDE, PAD, 
     }
     __syncthreads();
     const int32 count = W::kAnyWidth ? g.taps_w : W::kTaps;
-    for (int32 tap = threadIdx.x; tap < count; tap += blockDim.x) {
-        A total = 0;
-        for (int32 i = 0; i < int32(blockDim.x) / kWarpSize; ++i) total += of_warps[i][tap];
-        partial[(int64(part) * g.filters + k) * count + tap] = total;
-    }
+    if (int32(threadIdx.x) >= count) return;
+    A total = 0;
+    for (int32 i = 0; i < int32(blockDim.x) / kWarpSize; ++i) total += of_warps[i][threadIdx.x];
+    partial[(int64(part) * g.filters + k) * count + threadIdx.x] = total;
 }
 
 // Any window: a block takes one filter, some of its taps and a part of the positions. The taps' reads of x are answered by
