@@ -323,6 +323,23 @@ def test_step_lr_by_hand() -> None:
         lr_scheduler.StepLR(optim.SGD([nn.Parameter(np.ones(1))]), 1, last_epoch=3)
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_a_tensor_as_learning_rate_is_changed_in_place(kind: str) -> None:
+    lr = ad.tensor(0.5, dtype="float64")
+    first, second = nn.Parameter(np.ones(3)), nn.Parameter(np.ones(3))
+    optimizers = [getattr(optim, kind)([p], lr=rate) for p, rate in ((first, lr), (second, 0.5))]
+    schedulers = [lr_scheduler.StepLR(optimizer, 1, 0.5) for optimizer in optimizers]
+    for _ in range(3):
+        first.grad = second.grad = ad.Tensor(np.array([1.0, 2.0, -3.0]))
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step(), scheduler.step()
+    np.testing.assert_allclose(first.detach().numpy(), second.detach().numpy(), rtol=1e-14)
+    assert optimizers[0].param_groups[0]["lr"] is lr and lr.item() == 0.5**4
+    assert optimizers[0].param_groups[0]["initial_lr"].item() == 0.5
+    with pytest.raises(ValueError, match=f"{kind}: a tensor lr must be one floating number, got float32 of shape"):
+        getattr(optim, kind)([first], lr=ad.ones(2))
+
+
 # ---- bad input
 
 P = [nn.Parameter(np.ones(2))]

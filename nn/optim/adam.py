@@ -8,13 +8,14 @@ from typing import Any
 
 from ... import kernels
 from ...engine import Tensor
-from .optimizer import Group, Optimizer, check_betas, check_number, zeros_for
+from .optimizer import Group, Optimizer, check_betas, check_lr, check_number, lr_of, zeros_for
 
 
 class Adam(Optimizer):
     """Steps of lr · m̂ / (sqrt(v̂) + eps), m and v being running means of g and g² (Kingma & Ba, 2015).
 
-    weight_decay adds weight_decay · p to g. amsgrad divides by the largest v so far (Reddi et al., 2018).
+    lr may be a tensor, which a GPU reads at each step. weight_decay adds weight_decay · p to g. amsgrad divides by the
+    largest v so far (Reddi et al., 2018).
     """
 
     decoupled = False  # whether weight decay shrinks the parameter instead of entering the gradient
@@ -22,7 +23,7 @@ class Adam(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
@@ -38,7 +39,8 @@ class Adam(Optimizer):
 
     def check(self, group: Group) -> None:
         name = type(self).__name__
-        for setting in ("lr", "eps", "weight_decay"):
+        check_lr(name, group["lr"])
+        for setting in ("eps", "weight_decay"):
             check_number(name, setting, group[setting])
         check_betas(name, group["betas"])
 
@@ -63,7 +65,7 @@ class Adam(Optimizer):
                 [state["exp_avg_sq"]._data for _, state in known],
                 [state["max_exp_avg_sq"]._data for _, state in known] if amsgrad else None,
                 step,
-                group["lr"],
+                lr_of(group),
                 beta1,
                 beta2,
                 group["eps"],
@@ -83,7 +85,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,

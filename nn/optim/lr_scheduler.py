@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...engine import Tensor
 from .optimizer import Optimizer
 
 
@@ -19,7 +20,7 @@ class LRScheduler:
             raise TypeError(f"{type(self).__name__}: expected an Optimizer, got {type(optimizer).__name__}")
         for i, group in enumerate(optimizer.param_groups):
             if last_epoch == -1:
-                group["initial_lr"] = group["lr"]
+                group["initial_lr"] = _copied(group["lr"])
             elif "initial_lr" not in group:
                 raise KeyError(f'{type(self).__name__}: group {i} has no "initial_lr" to go on from epoch {last_epoch}')
         self.optimizer = optimizer
@@ -38,9 +39,12 @@ class LRScheduler:
     def step(self) -> None:
         """Go on to the next epoch."""
         self.last_epoch += 1
-        self._last_lr = self.get_lr()
+        self._last_lr = [_copied(lr) for lr in self.get_lr()]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
+            if isinstance(group["lr"], Tensor):  # where a captured graph finds it
+                group["lr"].detach().copy_(lr)
+            else:
+                group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer."""
@@ -49,6 +53,10 @@ class LRScheduler:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
         self.__dict__.update(state_dict)
+
+
+def _copied(lr: Any) -> Any:
+    return lr.detach().clone() if isinstance(lr, Tensor) else lr
 
 
 class StepLR(LRScheduler):

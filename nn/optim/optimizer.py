@@ -200,6 +200,22 @@ def check_number(
         raise ValueError(f"{optimizer}: {name} must be {limit}, got {value}")
 
 
+def check_lr(optimizer: str, lr: Any) -> None:
+    """Raise unless `lr` is a number of at least 0 or a floating tensor of one element."""
+    if not isinstance(lr, Tensor):
+        check_number(optimizer, "lr", lr)
+    elif lr.numel() != 1 or not lr.is_floating_point():
+        raise ValueError(f"{optimizer}: a tensor lr must be one floating number, got {lr.dtype} of shape {lr.shape}")
+
+
+def lr_of(group: Group) -> Any:
+    """The learning rate as kernels take it: of a tensor on a GPU the array, which is read there, else a number."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor):
+        return lr
+    return lr._data.reshape(()) if lr.is_cuda else lr.item()
+
+
 def check_betas(optimizer: str, betas: Any) -> None:
     """Raise unless `betas` are two numbers of at least 0 and below 1."""
     if not isinstance(betas, tuple | list) or len(betas) != 2:

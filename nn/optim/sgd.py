@@ -7,19 +7,20 @@ from typing import Any
 
 from ... import kernels
 from ...engine import Tensor
-from .optimizer import Group, Optimizer, check_number, zeros_for
+from .optimizer import Group, Optimizer, check_lr, check_number, lr_of, zeros_for
 
 
 class SGD(Optimizer):
     """Gradient descent with momentum v ← momentum · v + (1 − dampening) · g and p ← p − lr · v.
 
-    nesterov: g + momentum · v in place of v (Sutskever et al., 2013). weight_decay · p is added to g.
+    lr may be a tensor, which a GPU reads at each step. nesterov: g + momentum · v in place of v (Sutskever et al.,
+    2013). weight_decay · p is added to g.
     """
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
@@ -34,7 +35,8 @@ class SGD(Optimizer):
         super().__init__(params, defaults)
 
     def check(self, group: Group) -> None:
-        for name in ("lr", "momentum", "weight_decay"):
+        check_lr("SGD", group["lr"])
+        for name in ("momentum", "weight_decay"):
             check_number("SGD", name, group[name])
         check_number("SGD", "dampening", group["dampening"], least=-float("inf"))
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
@@ -60,7 +62,7 @@ class SGD(Optimizer):
             [parameter._grad._data for parameter in params],  # type: ignore[union-attr]
             buffers,
             first,
-            group["lr"],
+            lr_of(group),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
