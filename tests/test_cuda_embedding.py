@@ -201,6 +201,29 @@ def test_too_many_rows_are_an_error():
 
 
 @needs_compiler
+def test_beyond_2_31_elements():
+    """The last row of a weight and of a result, and the last row of a gradient."""
+    rows, dim = 131_200, 16_384
+    values = np.random.default_rng(0).standard_normal(dim).astype(np.float16)
+    large, small = np.empty((rows, dim), np.float16), np.stack([values] * 3)
+    assert large.size > 2**31
+    large[-1] = values
+    last = (rows - 1) % module._MOST_BLOCKS
+    # The sort runs whole; of the grids over rows the block that takes the last row.
+    chosen = lambda grid: [(last, y, 0) for y in range(grid[1])] if grid[0] > last else np.ndindex(grid)  # noqa: E731
+    with installed(HostLauncher(ends_only=chosen)):
+        np.testing.assert_array_equal(cuda.embedding(large, np.array([rows - 1]))[0], values)
+        taken = np.zeros(rows, np.int64)
+        taken[-1] = 2
+        np.testing.assert_array_equal(cuda.embedding(small, taken)[-1], values)
+        indices = np.array([rows - 1, 5, rows - 1])
+        # Its starts are by one thread a row: all blocks of them.
+        with installed(HostLauncher(ends_only=lambda grid: np.ndindex(grid) if grid[1] == 1 else chosen(grid))):
+            grad = cuda.embedding_weight_grad(small, indices, rows)
+    np.testing.assert_array_equal(grad[-1], 2 * values)
+
+
+@needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_under_sanitizers():
     result = run_under_sanitizers(__file__, "-k", "parity and not float64 and not float16")

@@ -195,6 +195,38 @@ def test_the_last_size_of_a_variant(cuda_device, name, size):
 
 
 @needs_compiler
+def test_rows_beyond_2_31_elements(monkeypatch):
+    """Only the last row has values, and only its block runs."""
+    monkeypatch.setattr(rows, "MOST_BLOCKS", 2**30)
+    n, size = 131_200, 16_384
+    x, dy = np.empty((n, size), np.float16), np.empty((n, size), np.float16)
+    assert x.size > 2**31
+    x[-1], dy[-1] = operands((size,), "float16")
+    with installed(HostLauncher(ends_only=lambda grid: [(n - 1, 0, 0)])):
+        y = cuda.softmax(x, 1)
+        dx = cuda.softmax_input_grad(y, dy, 1)
+    np.testing.assert_allclose(y[-1].astype(np.float64), by_definition(x[-1], 0)[0], rtol=1e-3, atol=1e-7)
+    expected = grads_by_definition(y[-1], y[-1], dy[-1], 0)[0]
+    np.testing.assert_allclose(dx[-1].astype(np.float64), expected, rtol=1e-3, atol=1e-6)
+
+
+@needs_compiler
+def test_columns_beyond_2_31_elements(monkeypatch):
+    """Only the last columns have values, and only their block runs."""
+    monkeypatch.setattr(rows, "MOST_BLOCKS", 2**30)
+    x, dy = np.empty((3, 3, 2**28), np.float16), np.empty((3, 3, 2**28), np.float16)
+    assert x.size > 2**31
+    last = (2, slice(None), slice(-64, None))
+    x[last], dy[last] = operands((3, 64), "float16")
+    with installed(HostLauncher(ends_only=lambda grid: [(grid[0] - 1, 0, 0)])):
+        y = cuda.softmax(x, 1)
+        dx = cuda.softmax_input_grad(y, dy, 1)
+    np.testing.assert_allclose(y[last].astype(np.float64), by_definition(x[last], 0)[0], rtol=1e-3, atol=1e-6)
+    expected = grads_by_definition(y[last], y[last], dy[last], 0)[0]
+    np.testing.assert_allclose(dx[last].astype(np.float64), expected, rtol=1e-3, atol=1e-5)
+
+
+@needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_under_sanitizers():
     result = run_under_sanitizers(__file__, "-k", "parity and not float64 and not float16")

@@ -402,6 +402,24 @@ def test_too_many_classes_are_an_error():
 
 
 @needs_compiler
+def test_beyond_2_31_elements(monkeypatch):
+    """Only the last row has values, and only its block runs."""
+    monkeypatch.setattr(rows, "MOST_BLOCKS", 2**30)
+    n, classes = 131_200, 16_384
+    logits, target = np.empty((n, classes), np.float16), np.zeros(n, np.int64)
+    assert logits.size > 2**31
+    last = inputs_of((1, classes), "float16", SETTINGS[0])
+    logits[-1], target[-1] = last.logits[0], last.target[0]
+    with installed(HostLauncher(ends_only=lambda grid: [(n - 1, 0, 0)])):
+        loss, grad = softmax_cross_entropy(logits, target, reduction="none", with_grad=True)
+        scaled = softmax_cross_entropy_scale(grad, np.full(n, 2, np.float16))
+    expected = by_definition(last, "none")
+    assert_close(loss[-1:], expected[0], "float16")
+    assert_close(grad[-1:], expected[1], "float16")
+    np.testing.assert_array_equal(scaled[-1], 2 * grad[-1])
+
+
+@needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_under_sanitizers():
     chosen = "parity and not pytorch and not float64 and (not float16 or 7x10-bfloat16 or 3x4097-bfloat16)"

@@ -327,6 +327,15 @@ class Softmax(Module):
         return f"dim={self.dim}"
 
 
+class Softmax2d(Module):
+    """`Softmax` over the channels of (N, C, H, W) or (C, H, W)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.ndim not in (3, 4):
+            raise ValueError(f"Softmax2d: input must have the shape (N, C, H, W) or (C, H, W), got {input.shape}")
+        return F.softmax(input, -3)
+
+
 class LogSoftmax(Module):
     """The logarithm of `Softmax`."""
 
