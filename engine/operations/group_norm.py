@@ -49,10 +49,10 @@ class GroupNormGrad(Operation):
         n, channels = x.shape[:2]
         grouped = (n, ctx.groups, channels // ctx.groups, -1) if x.ndim > 2 else (n, ctx.groups, -1, 1)
 
-        def by_group(t: Optional) -> Optional:
+        def by_group(t: Any) -> Any:
             return None if t is None else t.reshape(grouped)
 
-        def column(vector: Optional) -> Optional:
+        def column(vector: Any) -> Any:
             return None if vector is None else vector.reshape(1, ctx.groups, -1, 1)
 
         along_weight, along_bias = map(column, spread(ctx.needs, rest))

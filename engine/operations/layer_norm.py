@@ -46,7 +46,8 @@ class LayerNormGrad(Operation):
 
     def forward(ctx, dy: Any, x: Any, weight: Any, *statistics: Any) -> tuple[Any, ...]:
         ctx.save_inputs(0, 1, 2)
-        given = _rows(dy, ctx.dims), _rows(x, ctx.dims), _flat(weight), *statistics
+        given: Any = _rows(dy, ctx.dims), _rows(x, ctx.dims), _flat(weight), *statistics
+        grads: Any
         if ctx.centred:
             grads = kernels.layer_norm_grad(*given, *ctx.needs)
         else:

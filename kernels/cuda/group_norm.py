@@ -1,4 +1,4 @@
-"""Group normalisation on CUDA: chooses the way, the variant and the grid of src/group_norm.cu."""
+"""Group normalisation on CUDA: chooses the way, the variant and the grid of src/group_norm*.cu."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .layer_norm import are_vectors, sum_partials
 
 Array = Any
 
-_SOURCE = "group_norm.cu"
+_SOURCE, _SPLIT_SOURCE = "group_norm.cu", "group_norm_split.cu"
 _WARP = 32
 _BLOCK = 256
 _ROW_BLOCK = 512
@@ -89,7 +89,7 @@ class _Layout(NamedTuple):
 
 def _items(scalar: str) -> tuple[int, ...]:
     """How many elements a thread can keep in registers."""
-    return (8, 32) if scalar == "double" else (16, 64)
+    return (8, 24) if scalar == "double" else (16, 64)
 
 
 def _grad_items(scalar: str) -> tuple[int, ...]:
@@ -99,6 +99,10 @@ def _grad_items(scalar: str) -> tuple[int, ...]:
 
 def _kernel(name: str, *template: object) -> Kernel:
     return Kernel(_SOURCE, f"group_norm_{name}<{', '.join(map(str, template))}>")
+
+
+def _split_kernel(name: str, scalar: str) -> Kernel:
+    return Kernel(_SPLIT_SOURCE, f"group_norm_{name}<{scalar}>")
 
 
 @lru_cache(maxsize=1024)
@@ -174,8 +178,8 @@ def group_norm(
     norm = _struct(shape, parts=parts, chunk=chunk, **settings)
     moments = launch.empty((shape.rows, parts, 3), wide, x)
     grid = (shape.rows * parts,)
-    launch.launch(_kernel("moments", scalar), grid, (_BLOCK,), (x, moments, norm))
-    launch.launch(_kernel("apply", scalar), grid, (_BLOCK,), (x, moments, weight, bias, y, mean, rstd, norm))
+    launch.launch(_split_kernel("moments", scalar), grid, (_BLOCK,), (x, moments, norm))
+    launch.launch(_split_kernel("apply", scalar), grid, (_BLOCK,), (x, moments, weight, bias, y, mean, rstd, norm))
     return y, mean, rstd
 
 
@@ -232,11 +236,11 @@ def _split_grad(
     rows = _BLOCK // threads
     norm = _struct(shape, parts=parts, chunk=chunk, **settings)
     grid = (launch.divide_up(runs, rows), parts)
-    launch.launch(_kernel("sums", scalar), grid, (threads, rows), (dy, x, mean, rstd, partials, norm))
+    launch.launch(_split_kernel("sums", scalar), grid, (threads, rows), (dy, x, mean, rstd, partials, norm))
     row_parts, chunk = _parts(shape.rows, shape.size, _SPLIT_BLOCKS)
     norm = _struct(shape, parts=row_parts, chunk=chunk, **settings)
     args = (dy, x, weight, mean, rstd, partials, dx, norm, np.int32(parts))
-    launch.launch(_kernel("grad_apply", scalar), (shape.rows * row_parts,), (_BLOCK,), args)
+    launch.launch(_split_kernel("grad_apply", scalar), (shape.rows * row_parts,), (_BLOCK,), args)
     return partials, count
 
 
@@ -255,7 +259,9 @@ def _shape(x: Array, groups: int) -> _Shape:
     return shape
 
 
-def _struct(shape: _Shape, layout: _Layout | None = None, slots: int = 0, parts: int = 1, chunk: int = 0, **rest: Any):
+def _struct(
+    shape: _Shape, layout: _Layout | None = None, slots: int = 0, parts: int = 1, chunk: int = 0, **rest: Any
+) -> np.ndarray:
     layout = layout or _Layout(1, 1, 1, 1)
     return launch.struct(
         _NORM,
@@ -285,6 +291,7 @@ VARIANTS = [
     for variant in (
         *(_kernel("rows", scalar, items) for items in _items(scalar)),
         *(_kernel("grad_rows", scalar, items) for items in (*_grad_items(scalar), 0)),
-        *(_kernel(name, scalar) for name in ("long_rows", "moments", "apply", "sums", "grad_apply")),
+        _kernel("long_rows", scalar),
+        *(_split_kernel(name, scalar) for name in ("moments", "apply", "sums", "grad_apply")),
     )
 ]

@@ -186,7 +186,9 @@ def are_vectors(size: int, *arrays: Array | None) -> bool:
     return size % vector == 0 and all(launch.aligned(array, _VECTOR_BYTES) for array in given)
 
 
-def _struct(x: Array, weight: Array | None, *others: Array | None, eps: float, centred: bool, partial_stride: int = 0):
+def _struct(
+    x: Array, weight: Array | None, *others: Array | None, eps: float, centred: bool, partial_stride: int = 0
+) -> np.ndarray:
     rows, size = x.shape
     if size > _MOST_COLUMNS:
         raise ValueError(f"layer_norm: on CUDA there may be {_MOST_COLUMNS} columns, got {size}")

@@ -14,17 +14,23 @@ struct LayerNorm {
     int64 partial_stride;
 };
 
-// Mean and 1 / sqrt(var + eps) of a row from its moments, which the row's first thread stores.
-template <class A> struct Statistics {
-    A mean, rstd;
+// Statistics are those of the distances from the row's first value: numbers that lie close together far from 0 lose nothing.
+template <class T> __device__ Accumulator<T> pivot_of(const LayerNorm& norm, const T* row) {
+    return norm.centred && norm.size > 0 ? widen(*row) : Accumulator<T>(0);
+}
 
-    __device__ Statistics(const LayerNorm& norm, const Moments<A>& seen)
-        : mean(norm.centred ? seen.mean : A(0)),
+// Of a row from the moments of its distances from `pivot`.
+template <class A> struct Statistics {
+    A pivot, mean, rstd;  // the mean of the distances
+
+    __device__ Statistics(const LayerNorm& norm, A pivot, const Moments<A>& seen)
+        : pivot(pivot),
+          mean(norm.centred ? seen.mean : A(0)),
           rstd(inverse_root(seen.variance() + (norm.centred ? A(0) : seen.mean * seen.mean) + A(norm.eps))) {}
 
     __device__ void store(A* means, A* rstds, int64 row) const {
         if (threadIdx.x != 0) return;
-        if (means) means[row] = mean;
+        if (means) means[row] = pivot + mean;
         rstds[row] = rstd;
     }
 };
@@ -53,14 +59,15 @@ __global__ void __launch_bounds__(kRowBlock, 1) layer_norm_rows(
     const int64 row = int64(blockIdx.x) * blockDim.y + threadIdx.y;
     const bool exists = row < norm.rows;  // threads beyond the last row stay, for the exchanges
     x += (exists ? row : 0) * norm.size;
+    const A pivot = pivot_of(norm, x);
     T stored[kSteps][kVector<T>];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) places.load(x, step, stored[step]);
     A values[ITEMS];
 #pragma unroll
-    for (int i = 0; i < ITEMS; ++i) values[i] = widen(stored[i / kVector<T>][i % kVector<T>]);
+    for (int i = 0; i < ITEMS; ++i) values[i] = widen(stored[i / kVector<T>][i % kVector<T>]) - pivot;
     const auto has = [&](int i) { return places.has(i / kVector<T>, i % kVector<T>); };
-    const Statistics<A> of(norm, row_merge(moments_of(values, has), of_warps));
+    const Statistics<A> of(norm, pivot, row_merge(moments_of(values, has), of_warps));
     const Places<T> same = places.again();
     if (!exists) return;
     of.store(means, rstds, row);
@@ -84,20 +91,21 @@ __global__ void __launch_bounds__(kRowBlock, 1) layer_norm_long_rows(
     const Places<T> places(threadIdx.x, blockDim.x, norm.size, norm.vectors);
     const int64 row = blockIdx.x;
     x += row * norm.size;
+    const A pivot = pivot_of(norm, x);
     T stored[kVector<T>];
     A values[kVector<T>];
     auto seen = Moments<A>::nothing();
     for (int step = 0; places.has(step); ++step) {
         places.load(x, step, stored);
-        widen_all(stored, values);
+        widen_all(stored, values, pivot);
         seen.merge(moments_of(values, [&](int i) { return places.has(step, i); }));
     }
-    const Statistics<A> of(norm, row_merge(seen, of_warps));
+    const Statistics<A> of(norm, pivot, row_merge(seen, of_warps));
     of.store(means, rstds, row);
     const Vector<T> weights = {weight, bool(norm.wide)}, biases = {bias, bool(norm.wide)};
     for (int step = 0; places.has(step); ++step) {
         places.load(x, step, stored);
-        widen_all(stored, values);
+        widen_all(stored, values, pivot);
         store_normal(places, weights, biases, y + row * norm.size, step, of, values);
     }
 }

@@ -73,9 +73,11 @@ template <class T> struct Places {
     }
 };
 
-template <class T, int N> __device__ void widen_all(const T (&values)[N], Accumulator<T> (&wide)[N]) {
+// The values less `pivot`.
+template <class T, int N>
+__device__ void widen_all(const T (&values)[N], Accumulator<T> (&wide)[N], Accumulator<T> pivot = 0) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) wide[i] = widen(values[i]);
+    for (int i = 0; i < N; ++i) wide[i] = widen(values[i]) - pivot;
 }
 
 // Weights or biases: null, of the type T, or float beside a half type.
