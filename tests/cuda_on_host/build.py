@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -133,32 +133,47 @@ def _loaded(kernels: tuple[Kernel, ...], how: Build) -> tuple[ctypes.CDLL, threa
 
 def _library_file(kernels: tuple[Kernel, ...], how: Build) -> Path:
     text = _translation_unit(kernels)
-    other = (HERE / how.with_file).read_text() if how.with_file else ""
-    key = "\0".join([_compiler_version(), *COMMON, *how.flags, _headers(), other, text])
-    name = f"{Path(kernels[0].source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    others = [_other_object(how.with_file)] if how.with_file else []
+
+    def build(target: Path) -> None:
+        source = target.with_suffix(".cpp")
+        source.write_text(text)
+        try:
+            _run_compiler(*how.flags, "-c", str(source), "-o", str(target.with_suffix(".o")))
+        except subprocess.CalledProcessError as error:
+            message = f"{kernels[0].source} does not compile on the host:\n{error.stderr[:8000]}"
+            raise RuntimeError(message) from None
+        sanitizers = [flag for flag in how.flags if flag.startswith("-fsanitize") and not others]
+        _run_compiler(*sanitizers, "-shared", str(target.with_suffix(".o")), *map(str, others), "-o", str(target))
+
+    parts = (*how.flags, _headers(), "".join(other.name for other in others), text)
+    return _kept(f"{Path(kernels[0].source).stem}.so", parts, build)
+
+
+@cache
+def _other_object(name: str) -> Path:
+    source = HERE / name
+    flags = ("-O2", "-DCUDA_ON_HOST_TRACE", "-c", str(source))
+    return _kept(
+        f"{source.stem}.o",
+        (*flags, _headers(), source.read_text()),
+        lambda target: _run_compiler(*flags, "-o", str(target)),
+    )
+
+
+def _kept(name: str, parts: Sequence[str], build: Callable[[Path], None]) -> Path:
+    """The file that `build` makes from `parts`, from the user's cache folder where it is there."""
+    key = "\0".join([_compiler_version(), *COMMON, *parts])
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adjoint" / "cuda_on_host"
-    if not (folder / name).exists():
+    stem, suffix = os.path.splitext(name)
+    path = folder / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{suffix}"
+    if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            source, library = Path(temporary) / "kernels.cpp", Path(temporary) / "kernels.so"
-            source.write_text(text)
-            try:
-                _compile(source, library, how)
-            except subprocess.CalledProcessError as error:
-                message = f"{kernels[0].source} does not compile on the host:\n{error.stderr[:8000]}"
-                raise RuntimeError(message) from None
-            os.replace(library, folder / name)
-    return folder / name
-
-
-def _compile(source: Path, library: Path, how: Build) -> None:
-    if how.with_file is None:
-        _run_compiler(*how.flags, "-shared", str(source), "-o", str(library))
-        return
-    kernels, other = library.with_suffix(".o"), library.with_suffix(".other.o")
-    _run_compiler(*how.flags, "-c", str(source), "-o", str(kernels))
-    _run_compiler("-O2", "-DCUDA_ON_HOST_TRACE", "-c", str(HERE / how.with_file), "-o", str(other))
-    _run_compiler("-shared", str(kernels), str(other), "-o", str(library))
+            built = Path(temporary) / name
+            build(built)
+            os.replace(built, path)
+    return path
 
 
 def _run_compiler(*arguments: str) -> None:
