@@ -1,12 +1,25 @@
 """The suites by name. A new one is a module with a SUITE, listed here."""
 
-from . import activation, conv, dropout, embedding, norm, optimizer, overhead, pooling, softmax_cross_entropy, train
+from . import (
+    activation,
+    conv,
+    depthwise,
+    dropout,
+    embedding,
+    norm,
+    optimizer,
+    overhead,
+    pooling,
+    softmax_cross_entropy,
+    train,
+)
 
 SUITES = {
     module.SUITE.name: module.SUITE
     for module in (
         activation,
         conv,
+        depthwise,
         pooling,
         softmax_cross_entropy,
         embedding,
