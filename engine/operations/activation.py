@@ -61,7 +61,9 @@ class Activation(Operation):
     def backward(ctx, grad: Tensor) -> Tensor:
         saved, *kept = ctx.saved
         slope = kept[0]._data if kept else None
-        if slope is not None and ctx.is_last_pass and not mode.grad:
+        if not mode.grad and slope is None:  # nearly always: nothing to record
+            return wrap(kernels.activation_input_grad(grad._data, saved._data, ctx.kind, ctx.a, ctx.b))
+        if not mode.grad and ctx.is_last_pass:
             ctx.release()  # before the array changes: a pass after an error must not find it
             return wrap(kernels.activation_scale(slope, grad._data, in_place=True))
         return ActivationGrad.apply(grad, saved, kind=ctx.kind, a=ctx.a, b=ctx.b, slope=slope)

@@ -23,9 +23,12 @@ _MANY = 4
 
 def activation(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
     formulas = FORMULAS[kind]
-    value = formulas.value
     y = np.empty(x.shape, x.dtype)
-    _elementwise([x], [y], lambda work, x, y: value(x, y, work, a, b), formulas.heavy)
+    if formulas.quiet and _is_one_piece(x):
+        formulas.value(x.ravel(), y.reshape(-1), Work(None, x.size, x.dtype), a, b)
+    else:
+        value = formulas.value
+        _elementwise([x], [y], lambda work, x, y: value(x, y, work, a, b), formulas.heavy)
     return y
 
 
@@ -40,9 +43,13 @@ def activation_with_slope(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -
 
 
 def activation_input_grad(dy: Array, saved: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
+    formulas = FORMULAS[kind]
     dx = np.empty(dy.shape, dy.dtype)
-    heavy = FORMULAS[kind].heavy and not slope_from_output(kind, a)
-    _elementwise([dy, saved], [dx], lambda work, dy, saved, dx: gradient(kind, dy, saved, dx, work, a, b), heavy)
+    if formulas.quiet and _is_one_piece(dy):
+        gradient(kind, dy.ravel(), saved.ravel(), dx.reshape(-1), Work(None, dy.size, dy.dtype), a, b)
+    else:
+        heavy = formulas.heavy and not slope_from_output(kind, a)
+        _elementwise([dy, saved], [dx], lambda work, dy, saved, dx: gradient(kind, dy, saved, dx, work, a, b), heavy)
     return dx
 
 
@@ -83,6 +90,10 @@ def glu_input_grad(dy: Array, x: Array, dim: int) -> Array:
 
     _by_rows([grads, halves[:, 0], halves[:, 1]], [results[:, 0], results[:, 1]], compute)
     return dx
+
+
+def _is_one_piece(x: Array) -> bool:
+    return x.nbytes <= PIECE_BYTES and x.dtype.itemsize > 2
 
 
 def _elementwise(inputs: list[Array], results: list[Array], compute: Compute, heavy: bool = False) -> None:

@@ -29,6 +29,7 @@ class Formulas(NamedTuple):
     factor: float = 1.0  # of a gated gradient
     both: Callable[[Array, Array, Array, Work, float, float], None] | None = None  # (x, y, slope, ...)
     heavy: bool = False  # has an exponential: two pieces are worth two threads
+    quiet: bool = False  # no number makes it warn
 
 
 def _relu(x: Array, y: Array, work: Work, a: float, b: float) -> None:
@@ -124,7 +125,7 @@ def _threshold_gate(x: Array, work: Work, a: float, b: float) -> Array:
 
 
 FORMULAS = {
-    "relu": Formulas(_relu),  # _relu_grad
+    "relu": Formulas(_relu, quiet=True),  # _relu_grad
     "leaky_relu": Formulas(_leaky_relu, _leaky_relu_slope),
     "elu": Formulas(smooth.elu, smooth.elu_slope, heavy=True),
     "selu": Formulas(smooth.selu, smooth.selu_slope, heavy=True),

@@ -62,6 +62,7 @@ class Work:
 
 
 _BOOL = np.dtype(bool)
+_UINT32, _UINT64 = np.dtype(np.uint32), np.dtype(np.uint64)
 
 
 @cache
@@ -82,7 +83,8 @@ def keep(mask: Array, x: Array, out: Array) -> None:
 
 
 def bits_of(dtype: np.dtype) -> np.dtype:
-    return np.dtype(f"u{dtype.itemsize}")
+    """The unsigned integers of the same size."""
+    return _UINT64 if dtype.itemsize == 8 else _UINT32
 
 
 def two_slopes(mask: Array, a: float, slope: Array, work: Work) -> None:
