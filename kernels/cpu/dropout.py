@@ -31,8 +31,13 @@ def dropout(x: np.ndarray, p: float, random: np.random.Generator, alpha: bool = 
     source, target, mask = x.reshape(-1), y.reshape(-1), kept.reshape(-1)
     factors = geometry.dropout_factors(p, alpha)
     parts = parallel.split(x.size, _PIECE)
+    _check_stream(random)
+    if len(parts) == 1:  # copies of the stream take longer than its numbers
+        _draw(random, 1 - p, mask)
+        _apply(source, mask, factors, target, np.empty(x.size, compute_dtype(x.dtype)))
+        return y, kept
     words = _PIECE // _PER_WORD + _SPARE
-    start = _reserved(random, len(parts) * words)
+    start = _reserved(random.bit_generator, len(parts) * words)
 
     def work(pieces: Iterator[slice]) -> None:
         own = _own_stream()
@@ -64,11 +69,13 @@ def dropout_grad(dy: np.ndarray, p: float, kept: np.ndarray, alpha: bool = False
     return dx
 
 
-def _reserved(random: np.random.Generator, words: int) -> Any:
-    """The state of the generator, which goes on behind so many words of 64 bits."""
-    stream = getattr(random, "bit_generator", None)
-    if not isinstance(stream, np.random.PCG64):
+def _check_stream(random: Any) -> None:
+    if not isinstance(getattr(random, "bit_generator", None), np.random.PCG64):
         raise TypeError(f"dropout: random must be a NumPy generator over PCG64, got {random!r}")
+
+
+def _reserved(stream: Any, words: int) -> Any:
+    """The state of the stream, which goes on behind so many words of 64 bits."""
     with stream.lock:
         start = stream.state
         stream.advance(words)
@@ -97,6 +104,7 @@ def _draw(generator: np.random.Generator, share: float, kept: np.ndarray) -> Non
             kept[undecided] = generator.random(len(undecided)) < rest
 
 
+@np.errstate(all="ignore")
 def _apply(
     x: np.ndarray, kept: np.ndarray, factors: tuple[float, float, float], out: np.ndarray, wide: np.ndarray
 ) -> None:
