@@ -102,6 +102,9 @@ def test_a_mean_far_above_the_deviation_costs_no_digits(shape, parts, request):
     np.testing.assert_allclose(mean, wanted[1], rtol=1e-7)
     np.testing.assert_allclose(inverse_std, wanted[2], rtol=2e-6)
     np.testing.assert_allclose(y, wanted[0], atol=1e-3)  # what the rounding of the mean leaves
+    of.running = wanted[1].astype(np.float32), wanted[3].astype(np.float32)
+    y, *_ = kernels.batch_norm_inference(of.x, *of.running)
+    np.testing.assert_allclose(y, by_definition(of, inference=True)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [False, True])

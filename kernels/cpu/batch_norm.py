@@ -105,16 +105,23 @@ class _Forward:
             self.runs.share(self._whole)
             return
         everything = slice(None)
-        if not self._settle(everything, *self.runs.add_up(self._measure), moved=False):
+        moved = not self._settle(everything, *self.runs.add_up(self._measure), moved=False)
+        if moved:
             self._settle(everything, *self.runs.add_up(self._measure_moved), moved=True)
-        self.runs.share(lambda piece, memory: self._write(piece, self._moved(piece, memory), memory))
+        self._write_all(moved)
 
     def infer(self, mean: Array, var: Array) -> None:
         """The result with a given mean and variance."""
         self.mean, self.var = mean, var
-        self.origin[:] = mean
+        moved = not (mean * mean < _MOST_LOST * (var + self.eps)).all()
+        if moved:
+            self.origin[:] = mean
         self._scale(slice(None), mean - self.origin)
-        self.runs.share(lambda piece, memory: self._write(piece, self._moved(piece, memory), memory))
+        self._write_all(moved)
+
+    def _write_all(self, moved: bool) -> None:
+        source = self._moved if moved else self._wide
+        self.runs.share(lambda piece, memory: self._write(piece, source(piece, memory), memory))
 
     def _whole(self, piece: Piece, memory: Scratch) -> None:
         z = self._wide(piece, memory)

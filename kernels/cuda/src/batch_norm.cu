@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kBlock, 4) batch_norm_apply(
     Accumulator<T>* __restrict__ means, Accumulator<T>* __restrict__ inverse_stds, void* running_mean,
     void* running_var, const int64* num_batches_tracked, BatchNorm bn) {
     using A = Accumulator<T>;
-    Walk walk(bn, int64(gridDim.x) - 1 - blockIdx.x);
+    Walk walk(bn, int(gridDim.x - 1 - blockIdx.x));
     const auto statistics = [&](int channel) -> Statistics<A> {
         if (bn.inference) return {parameter<T>(bn, running_mean, channel), parameter<T>(bn, running_var, channel)};
         const Moments<A> seen = merged(bn, static_cast<const Moments<A>*>(partials), channel);

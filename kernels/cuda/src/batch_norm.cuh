@@ -37,8 +37,8 @@ struct Walk {
     int channel, part;
     int leads;  // the channel for which this thread speaks in the block, or -1
 
-    __device__ Walk(const BatchNorm& bn, int64 block) : part(int(block % bn.parts)) {
-        const int group = int(block / bn.parts);
+    __device__ Walk(const BatchNorm& bn, int block) : part(block % bn.parts) {
+        const int group = block / bn.parts;
         const int64 begin = part * bn.steps_per_part;
         const int64 end = min(bn.steps, begin + bn.steps_per_part);
         int64 first = begin;
@@ -56,7 +56,8 @@ struct Walk {
             channel = group;
             leads = threadIdx.x == 0 ? group : -1;
             first += threadIdx.x;
-            const int64 image = first / bn.length;
+            const bool is_small = first < int64(1) << 31;  // a division of 64 bits takes many instructions
+            const int64 image = is_small ? int64(uint32(first) / uint32(bn.length)) : first / bn.length;
             in_run = int(first - image * bn.length);
             offset = image * bn.image + channel * bn.run + int64(in_run) * bn.width;
             left = steps(first, end, blockDim.x);

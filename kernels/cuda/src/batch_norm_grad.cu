@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kBlock, 3) batch_norm_grad_apply(
     const Accumulator<T>* __restrict__ inverse_stds, const void* __restrict__ sums_of_parts,
     T* __restrict__ dx, void* __restrict__ dweight, void* __restrict__ dbias, BatchNorm bn) {
     using A = Accumulator<T>;
-    Walk walk(bn, int64(gridDim.x) - 1 - blockIdx.x);
+    Walk walk(bn, int(gridDim.x - 1 - blockIdx.x));
     const Upstream<T> upstream = {dy, y, gated, bn.relu};
     const Sums<A>* partials = static_cast<const Sums<A>*>(sums_of_parts);
     const A own_std = inverse_stds[walk.channel];

@@ -31,8 +31,9 @@ def _batch_norm(
 
         if not backward:
             return forward
-        y, *saved = forward()
-        return lambda: cuda.batch_norm_grad(dy, x, weight, bias, *saved, y if fused else None, fused)
+        y, saved_mean, inverse_std = forward()
+        mask = y if fused else None
+        return lambda: cuda.batch_norm_grad(dy, x, weight, bias, saved_mean, inverse_std, mask, fused)
 
     vectors = 6 if backward else 8  # weight, bias, two saved; gradients, or running statistics read and written
     return Case(
