@@ -83,7 +83,8 @@ class _Layout(NamedTuple):
     def shared_bytes(self, depth: int, itemsize: int) -> int:
         """What a block of the gradient keeps: two sums of each channel, and of each warp's part of it."""
         slots = self.threads // self.lanes
-        sums = launch.divide_up(depth, slots) * slots * max(1, self.lanes // _WARP) + depth
+        warps = max(1, self.lanes // _WARP) | 1  # as in the kernel, without bank conflicts
+        sums = launch.divide_up(depth, slots) * slots * warps + depth
         return max(1, _BLOCK // self.threads) * sums * 2 * itemsize
 
 

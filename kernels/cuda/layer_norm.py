@@ -18,9 +18,10 @@ _BLOCK = 256
 _ROW_BLOCK = 512
 _VECTOR_BYTES = 16
 _MOST_COLUMNS = 2**30  # columns are int32
-_MOST_BLOCKS = 2**20
-# Blocks that leave sums for weight and bias: a constant, so that they are added in the same order on every device.
+# Blocks that leave sums for weight and bias, and the turns that each takes if there are rows enough: constants, so that the sums are
+# added in the same order on every device.
 _MOST_PARTIALS = 256
+_TURNS = 4
 
 _NORM = np.dtype(
     [
@@ -154,7 +155,8 @@ def _gradients(
     rows_per_block = max(1, _BLOCK // threads)
     blocks = launch.divide_up(rows, rows_per_block)
     sums = with_weight or with_bias
-    blocks = min(_MOST_PARTIALS if sums else _MOST_BLOCKS, blocks)
+    if sums:
+        blocks = min(_MOST_PARTIALS, launch.divide_up(blocks, _TURNS))
     stride = launch.divide_up(size, 4) * 4
     dx = launch.empty(x.shape, x.dtype, x)
     partials = launch.empty((blocks, 2, stride), wide, x) if sums else None

@@ -154,9 +154,10 @@ __global__ void __launch_bounds__(ITEMS ? kRowBlock : kLongBlock, 1) group_norm_
     Walk<T> walk(norm);
     // For each channel of each of the block's rows, the sums by each of the warps that share it; and the sums over all rows.
     const int lanes = min(norm.lanes, kWarpSize), warps = norm.lanes / lanes;
+    const int pitch = warps | 1;  // an odd one, so that neighbouring channels do not share banks
     const int channels = divide_up(norm.depth, walk.slots) * walk.slots;
-    Sums<A>* const by_warp = reinterpret_cast<Sums<A>*>(memory) + threadIdx.y * channels * warps;
-    Sums<A>* const of_channels = reinterpret_cast<Sums<A>*>(memory) + blockDim.y * channels * warps + threadIdx.y * norm.depth;
+    Sums<A>* const by_warp = reinterpret_cast<Sums<A>*>(memory) + threadIdx.y * channels * pitch;
+    Sums<A>* const of_channels = reinterpret_cast<Sums<A>*>(memory) + blockDim.y * channels * pitch + threadIdx.y * norm.depth;
     for (int d = threadIdx.x; d < norm.depth; d += blockDim.x) of_channels[d] = Sums<A>::nothing();
     const int64 slot = int64(blockIdx.x) * blockDim.y + threadIdx.y;
     const int first_channel = int(slot % norm.groups) * norm.depth;
@@ -188,15 +189,15 @@ __global__ void __launch_bounds__(ITEMS ? kRowBlock : kLongBlock, 1) group_norm_
             if (!walk.ends_channel()) continue;
             sums = warp_merge(sums, lanes);
             if (threadIdx.x % lanes == 0 && walk.channel < channels) {
-                by_warp[walk.channel * warps + threadIdx.x % norm.lanes / lanes] = sums;
+                by_warp[walk.channel * pitch + threadIdx.x % norm.lanes / lanes] = sums;
             }
             sums = Sums<A>::nothing();
         }
         __syncthreads();
         auto total = Sums<A>::nothing();
         for (int d = threadIdx.x; d < norm.depth; d += blockDim.x) {
-            auto of_channel = by_warp[d * warps];
-            for (int i = 1; i < warps; ++i) of_channel.merge(by_warp[d * warps + i]);
+            auto of_channel = by_warp[d * pitch];
+            for (int i = 1; i < warps; ++i) of_channel.merge(by_warp[d * pitch + i]);
             const A w = weights.at(first_channel + d, 1);
             total.merge({of_channel.first * w, of_channel.second * w});
             if (exists) of_channels[d].merge(of_channel);
