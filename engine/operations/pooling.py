@@ -8,6 +8,7 @@ from ... import kernels
 from ..operation import Operation
 from ..tensor import Tensor
 from .arithmetic import where
+from .creation import zeros_like
 
 Optional = Tensor | None
 
@@ -218,7 +219,7 @@ class LpPoolInputGrad(_LpPooling):
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Optional, Optional]:
         dy, x, y = ctx.saved
-        p, for_dy, for_x, for_y = ctx.norm_type, None, None, None
+        p, for_dy, for_x, for_y = ctx.norm_type, None, zeros_like(x), zeros_like(y)
         nothing = y == 0
         safe = where(nothing, 1, y)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:

@@ -21,7 +21,7 @@ _SHARED, _MOST_SHARED = 24 << 10, 48 << 10
 _MUCH_TWICE = 1.1
 # A constant, so that tiles and with them the order of sums are the same on every device.
 _LEAST_BLOCKS = 512
-_LEAST_PLACES, _MOST_PLACES = 256, 8192
+_LEAST_PLACES, _MOST_PLACES = 1024, 8192
 _DIRECT_PLACES = 1024
 # More passes than this over a tile, and each element asks the windows that cover it.
 _MOST_CLASSES = 9

@@ -8,13 +8,11 @@ from typing import Any
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 Shape = tuple[int, int, int, int]
+Sizes = tuple[int, ...]  # one for each axis, or a whole shape
 
-AXES = ("height", "width")
-
-
-def check_rank(operation: str, name: str, shape: Sequence[int], wanted: str) -> None:
-    if len(shape) != 4 or not all(map(is_int, shape)) or min(shape) < 0:
-        raise ValueError(f"{operation}: {name} must have the shape {wanted}, got {tuple(shape)}")
+# Of so many axes the last; and the inputs of one, two and three.
+AXES = ("depth", "height", "width")
+INPUTS = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
 
 
 def check_same(operation: str, got: Sequence[int], wanted: Sequence[int]) -> None:
@@ -22,11 +20,6 @@ def check_same(operation: str, got: Sequence[int], wanted: Sequence[int]) -> Non
         raise ValueError(
             f"{operation}: the gradient must have the shape {tuple(wanted)} of the result, got {tuple(got)}"
         )
-
-
-def check_pair(operation: str, name: str, value: Pair, least: int) -> None:
-    if not is_pair(value, least):
-        raise ValueError(f"{operation}: {name} must be two integers of at least {least}, got {value!r}")
 
 
 def is_pair(value: Any, least: int) -> bool:

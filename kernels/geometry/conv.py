@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .checks import is_int, is_pair
+from .checks import AXES, INPUTS, Sizes, is_int, is_pair
 
-Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
-_AXES = ("depth", "height", "width")
-_IMAGES = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
 _FILTERS = ("(K, C / groups, S)", "(K, C / groups, R, S)", "(K, C / groups, T, R, S)")
 _SIDES = ("((left, right),)", "((top, bottom), (left, right))", "((front, back), (top, bottom), (left, right))")
 _NUMBERS = ("one integer", "two integers", "three integers")
@@ -36,7 +33,7 @@ def conv(
     """Shape (N, K, *outputs) of the convolution of (N, C, *sizes) with (K, C / groups, *taps)."""
     operation = conv_name(stride, suffix)
     rank = _check_settings(operation, stride, padding, dilation, groups)
-    _check_rank(operation, "input", x_shape, _IMAGES[rank - 1])
+    _check_rank(operation, "input", x_shape, INPUTS[rank - 1])
     _check_rank(operation, "weight", weight_shape, _FILTERS[rank - 1])
     n, c, *sizes = x_shape
     k, c_group, *taps = weight_shape
@@ -60,7 +57,7 @@ def conv(
             f"{operation}: bias must have the shape ({k},), one per output channel, got {tuple(bias_shape)}"
         )
     out = []
-    for axis, size, count, step, pads, gap in zip(_AXES[-rank:], sizes, taps, stride, padding, dilation, strict=True):
+    for axis, size, count, step, pads, gap in zip(AXES[-rank:], sizes, taps, stride, padding, dilation, strict=True):
         extent = gap * (count - 1) + 1
         padded = size + pads[0] + pads[1]
         if extent > padded:

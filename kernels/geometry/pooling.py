@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .checks import check_same, is_int
+from .checks import AXES, INPUTS, Sizes, check_same, is_int
 
-Sizes = tuple[int, ...]
-
-AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
-LAYOUTS = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}
-_NUMBERS = {1: "a tuple of one integer", 2: "two integers", 3: "three integers"}
+_NUMBERS = ("a tuple of one integer", "two integers", "three integers")
 
 
 def rank_of(operation: str, name: str, sizes: Sizes) -> int:
@@ -35,7 +31,7 @@ def max_pool(
     _check_sizes(operation, "dilation", dilation, 1, rank)
     shape = _pooled(operation, x_shape, kernel_size, stride, padding, dilation, ceil_mode)
     if any(padding):
-        axes = zip(AXES[rank], x_shape[2:], kernel_size, stride, padding, dilation, strict=True)
+        axes = zip(AXES[-rank:], x_shape[2:], kernel_size, stride, padding, dilation, strict=True)
         for axis, size, taps, step, pad, gap in axes:
             # Only a window that starts in the padding can step over the whole input.
             for start in range(-pad, 0, step):
@@ -209,7 +205,7 @@ def _pooled(
     _check_sizes(operation, "padding", padding, 0, rank)
     _check_input(operation, x_shape, rank)
     out = [x_shape[0], x_shape[1]]
-    axes = zip(AXES[rank], x_shape[2:], kernel_size, stride, padding, dilation, strict=True)
+    axes = zip(AXES[-rank:], x_shape[2:], kernel_size, stride, padding, dilation, strict=True)
     for axis, size, taps, step, pad, gap in axes:
         if pad > taps // 2:
             raise ValueError(
@@ -232,16 +228,16 @@ def _pooled(
 
 def _check_shape(operation: str, shape: Sequence[int], rank: int) -> None:
     if len(shape) != rank + 2 or not all(map(is_int, shape)) or min(shape) < 0:
-        raise ValueError(f"{operation}: input must have the shape {LAYOUTS[rank]}, got {tuple(shape)}")
+        raise ValueError(f"{operation}: input must have the shape {INPUTS[rank - 1]}, got {tuple(shape)}")
 
 
 def _check_input(operation: str, shape: Sequence[int], rank: int) -> None:
     _check_shape(operation, shape, rank)
     if min(shape[2:]) < 1:
-        axis = AXES[rank][min(range(rank), key=lambda i: shape[2 + i])]
+        axis = AXES[-rank:][min(range(rank), key=lambda i: shape[2 + i])]
         raise ValueError(f"{operation}: input needs at least one element in {axis}, got {tuple(shape)}")
 
 
 def _check_sizes(operation: str, name: str, value: Sizes, least: int, rank: int) -> None:
     if not isinstance(value, tuple) or len(value) != rank or not all(map(is_int, value)) or min(value) < least:
-        raise ValueError(f"{operation}: {name} must be {_NUMBERS[rank]} of at least {least}, got {value!r}")
+        raise ValueError(f"{operation}: {name} must be {_NUMBERS[rank - 1]} of at least {least}, got {value!r}")

@@ -35,12 +35,6 @@ def per_axis(operation: str, name: str, value: Any, axes: int, least: int) -> tu
     return tuple(item.__index__() for item in value)
 
 
-def pair(operation: str, name: str, value: Any, least: int) -> Pair:
-    """An int, or a sequence of one or two, as (height, width)."""
-    height, width = per_axis(operation, name, value, 2, least)
-    return height, width
-
-
 def sides(
     operation: str, padding: Any, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[Pair, ...]:

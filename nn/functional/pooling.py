@@ -7,15 +7,9 @@ from typing import Any
 
 from ...engine import Tensor
 from ...engine.operations import pooling
-from .checks import check_tensor
+from .checks import check_tensor, per_axis, with_batch
 
 Sizes = tuple[int, ...]
-
-_LAYOUTS = {
-    1: "(N, C, L) or (C, L)",
-    2: "(N, C, H, W) or (C, H, W)",
-    3: "(N, C, D, H, W) or (C, D, H, W)",
-}
 
 
 def max_pool1d(
@@ -217,36 +211,6 @@ def adaptive_avg_pool3d(input: Tensor, output_size: Any) -> Tensor:
     return _adaptive_avg_pool(3, input, output_size)
 
 
-def as_sizes(operation: str, name: str, value: Any, least: int, rank: int) -> Sizes:
-    """An int, or a sequence of one or `rank` of them, as a tuple of `rank`."""
-    if type(value) is int and value >= least:
-        return (value,) * rank
-    if hasattr(value, "__index__"):
-        value = (value,)
-    elif not isinstance(value, tuple | list):
-        raise TypeError(f"{operation}: {name} must be {_wanted(rank)}, got {value!r}")
-    sizes = tuple(value) * (rank if len(value) == 1 else 1)
-    if len(sizes) != rank or not all(hasattr(item, "__index__") and not isinstance(item, bool) for item in sizes):
-        raise ValueError(f"{operation}: {name} must be {_wanted(rank)}, got {value!r}")
-    if min(sizes) < least:
-        raise ValueError(f"{operation}: {name} must be at least {least}, got {value!r}")
-    return tuple(item.__index__() for item in sizes)
-
-
-def _wanted(rank: int) -> str:
-    return {1: "an integer", 2: "an integer or a pair of them", 3: "an integer or three of them"}[rank]
-
-
-def _batched(operation: str, input: Tensor, rank: int) -> tuple[Tensor, bool]:
-    """`input` with a batch, and whether it had to be added."""
-    check_tensor(operation, "input", input)
-    if input.ndim == rank + 2:
-        return input, False
-    if input.ndim == rank + 1:
-        return input.unsqueeze(0), True
-    raise ValueError(f"{operation}: input must have the shape {_LAYOUTS[rank]}, got {input.shape}")
-
-
 def _unbatched(result: Any, alone: bool) -> Any:
     if not alone:
         return result
@@ -254,10 +218,10 @@ def _unbatched(result: Any, alone: bool) -> Any:
 
 
 def _windows(operation: str, kernel_size: Any, stride: Any, padding: Any, rank: int) -> tuple[Sizes, Sizes, Sizes]:
-    size = as_sizes(operation, "kernel_size", kernel_size, 1, rank)
+    size = per_axis(operation, "kernel_size", kernel_size, rank, 1)
     unset = stride is None or (isinstance(stride, tuple | list) and not stride)
-    step = size if unset else as_sizes(operation, "stride", stride, 1, rank)
-    return size, step, as_sizes(operation, "padding", padding, 0, rank)
+    step = size if unset else per_axis(operation, "stride", stride, rank, 1)
+    return size, step, per_axis(operation, "padding", padding, rank, 0)
 
 
 def _max_pool(
@@ -271,14 +235,14 @@ def _max_pool(
     return_indices: bool,
 ) -> Any:
     operation = f"max_pool{rank}d"
-    batch, alone = _batched(operation, input, rank)
+    batch, alone = with_batch(operation, input, rank)
     size, step, pad = _windows(operation, kernel_size, stride, padding, rank)
     result = pooling.MaxPool.apply(
         batch,
         kernel_size=size,
         stride=step,
         padding=pad,
-        dilation=as_sizes(operation, "dilation", dilation, 1, rank),
+        dilation=per_axis(operation, "dilation", dilation, rank, 1),
         ceil_mode=bool(ceil_mode),
         return_indices=bool(return_indices),
     )
@@ -295,7 +259,7 @@ def _max_unpool(
     output_size: Sequence[int] | None,
 ) -> Tensor:
     operation = f"max_unpool{rank}d"
-    batch, alone = _batched(operation, input, rank)
+    batch, alone = with_batch(operation, input, rank)
     check_tensor(operation, "indices", indices)
     if indices.shape != input.shape:
         raise ValueError(f"{operation}: indices must have the shape {input.shape} of input, got {indices.shape}")
@@ -341,7 +305,7 @@ def _avg_pool(
     divisor_override: int | None,
 ) -> Tensor:
     operation = f"avg_pool{rank}d"
-    batch, alone = _batched(operation, input, rank)
+    batch, alone = with_batch(operation, input, rank)
     size, step, pad = _windows(operation, kernel_size, stride, padding, rank)
     result = pooling.AvgPool.apply(
         batch,
@@ -359,7 +323,7 @@ def _lp_pool(
     rank: int, input: Tensor, norm_type: int | float, kernel_size: Any, stride: Any, ceil_mode: bool
 ) -> Tensor:
     operation = f"lp_pool{rank}d"
-    batch, alone = _batched(operation, input, rank)
+    batch, alone = with_batch(operation, input, rank)
     size, step, _ = _windows(operation, kernel_size, stride, 0, rank)
     result = pooling.LpPool.apply(batch, norm_type=norm_type, kernel_size=size, stride=step, ceil_mode=bool(ceil_mode))
     return _unbatched(result, alone)
@@ -367,7 +331,7 @@ def _lp_pool(
 
 def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indices: bool) -> Any:
     operation = f"adaptive_max_pool{rank}d"
-    batch, alone = _batched(operation, input, rank)
+    batch, alone = with_batch(operation, input, rank)
     counts = _output_size(operation, output_size, batch.shape[2:])
     equal = _equal_windows(batch.shape[2:], counts)
     if equal is not None:
@@ -382,7 +346,7 @@ def _adaptive_max_pool(rank: int, input: Tensor, output_size: Any, return_indice
 
 def _adaptive_avg_pool(rank: int, input: Tensor, output_size: Any) -> Tensor:
     operation = f"adaptive_avg_pool{rank}d"
-    batch, alone = _batched(operation, input, rank)
+    batch, alone = with_batch(operation, input, rank)
     counts = _output_size(operation, output_size, batch.shape[2:])
     equal = _equal_windows(batch.shape[2:], counts)
     if equal is not None:
@@ -402,9 +366,9 @@ def _output_size(operation: str, output_size: Any, size: Sizes) -> Sizes:
     if len(given) == 1:
         given *= rank
     if len(given) != rank:
-        raise ValueError(f"{operation}: output_size must be {_wanted(rank)}, got {output_size!r}")
+        raise ValueError(f"{operation}: output_size must be an integer or {rank} of them, got {output_size!r}")
     counts = tuple(length if count is None else count for count, length in zip(given, size, strict=True))
-    return as_sizes(operation, "output_size", counts, 0, rank)
+    return per_axis(operation, "output_size", counts, rank, 0)
 
 
 def _equal_windows(size: Sizes, counts: Sizes) -> Sizes | None:

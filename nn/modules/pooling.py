@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ...engine import Tensor
 from .. import functional as F
-from ..functional.pooling import as_sizes
+from ..functional.checks import per_axis
 from .module import Module
 
 Size = int | tuple[int, ...]
@@ -77,9 +77,9 @@ class _MaxUnpool(Module):
     def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
         super().__init__()
         name = type(self).__name__
-        self.kernel_size = as_sizes(name, "kernel_size", kernel_size, 1, self.rank)
-        self.stride = self.kernel_size if stride is None else as_sizes(name, "stride", stride, 1, self.rank)
-        self.padding = as_sizes(name, "padding", padding, 0, self.rank)
+        self.kernel_size = per_axis(name, "kernel_size", kernel_size, self.rank, 1)
+        self.stride = self.kernel_size if stride is None else per_axis(name, "stride", stride, self.rank, 1)
+        self.padding = per_axis(name, "padding", padding, self.rank, 0)
 
     def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
         return type(self).unpool(input, indices, self.kernel_size, self.stride, self.padding, output_size)
@@ -121,9 +121,9 @@ class AvgPool1d(Module):
         count_include_pad: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel_size = as_sizes("AvgPool1d", "kernel_size", kernel_size, 1, 1)
-        self.stride = self.kernel_size if stride is None else as_sizes("AvgPool1d", "stride", stride, 1, 1)
-        self.padding = as_sizes("AvgPool1d", "padding", padding, 0, 1)
+        self.kernel_size = per_axis("AvgPool1d", "kernel_size", kernel_size, 1, 1)
+        self.stride = self.kernel_size if stride is None else per_axis("AvgPool1d", "stride", stride, 1, 1)
+        self.padding = per_axis("AvgPool1d", "padding", padding, 1, 0)
         self.ceil_mode = ceil_mode
         self.count_include_pad = count_include_pad
 
