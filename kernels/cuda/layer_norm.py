@@ -18,8 +18,8 @@ _BLOCK = 256
 _ROW_BLOCK = 512
 _VECTOR_BYTES = 16
 _MOST_COLUMNS = 2**30  # columns are int32
-# Blocks that leave sums for weight and bias, and the turns that each takes if there are rows enough: constants, so that the sums are
-# added in the same order on every device.
+# Blocks that leave sums for weight and bias, and the turns that each takes if there are rows enough: constants, so that
+# the sums are added in the same order on every device.
 _MOST_PARTIALS = 256
 _TURNS = 4
 

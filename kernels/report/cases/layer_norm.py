@@ -8,8 +8,8 @@ from ... import cuda
 from ..case import Case, itemsize, normal
 
 _PARTIALS = (
-    "the blocks' sums for weight and bias are written and read: of 8,192 rows 32 share a block's, here 4 or 8, and that "
-    "is 4 % of the traffic in float32"
+    "the blocks' sums for weight and bias are written and read: of 8,192 rows 32 share a block's, here 4 or 8; "
+    "then it is 4 % of the traffic in float32"
 )
 
 
