@@ -179,6 +179,14 @@ def test_a_blocked_gradient_is_zero_whatever_it_was():
     assert np.isnan(gradient("relu", dy, x)[2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nothing_passes_relu_at_minus_zero(dtype):
+    """Of any length: NumPy's loops and their ends are different code."""
+    for length in range(1, 80):
+        x = np.full(length, -0.0, dtype)
+        np.testing.assert_array_equal(gradient("relu", np.ones_like(x), x), np.zeros(length))
+
+
 # ---- with one number per channel
 
 SHAPES = [((6, 5), 1), ((7, 40), 1), ((4, 3, 5, 7), 1), ((2, 70, 3, 30), 1), ((5, 4, 3), 2), ((5, 4, 3), 0), ((9,), 0)]
