@@ -14,10 +14,10 @@ from adjoint.kernels.cuda import compile as cuda_compile
 from adjoint.kernels.report import cases, measure, text
 from adjoint.kernels.report.case import Case, normal
 from adjoint.kernels.report.occupancy import LIMITS, occupancy, resident_blocks
-from cuda_on_host import needs_compiler, sanitizing
+from cuda_on_host import compiler, needs_compiler, sanitizing
 
 CASES = cases.all_cases()
-traces = [needs_compiler, pytest.mark.skipif(sanitizing(), reason="a traced build has no sanitizers")]
+traced = pytest.mark.skipif(compiler() is None or sanitizing(), reason="needs a C++ compiler, and no sanitizers")
 
 
 def _missing():
@@ -36,23 +36,26 @@ def measured():
     return {str(measurement.case): measurement for measurement in measure.measure(CASES)}
 
 
-class TestCases:
-    pytestmark = traces
+@traced
+@pytest.mark.parametrize("name", [str(case) for case in CASES])
+def test_a_case_keeps_its_limits(measured, name):
+    assert not measured[name].problems()
 
-    @pytest.mark.parametrize("name", [str(case) for case in CASES])
-    def test_a_case_keeps_its_limits(self, measured, name):
-        assert not measured[name].problems()
 
-    @needs_nvrtc
-    def test_no_kernel_of_the_cases_spills(self, measured):
-        fits = measure.fits(list(measured.values()))
-        spilling = [(use.kernel, fit.resources.arch) for use, of in fits.items() for fit in of if fit.spills]
-        assert not spilling
-        assert all(fit.occupancy > 0 for of in fits.values() for fit in of)
+@traced
+@needs_nvrtc
+def test_no_kernel_of_the_cases_spills(measured):
+    fits = measure.fits(list(measured.values()))
+    spilling = {(str(use.kernel), fit.resources.arch) for use, of in fits.items() for fit in of if fit.spills}
+    assert not spilling
+    assert all(fit.occupancy > 0 for of in fits.values() for fit in of)
 
 
 def test_every_family_has_cases_and_names_are_unique():
-    assert {"pooling", "softmax_cross_entropy"} <= {case.family for case in CASES}
+    families = {case.family for case in CASES}
+    assert families >= set(
+        "activation batch_norm depthwise dropout embedding layer_norm optimizer pooling softmax".split()
+    )
     assert len({str(case) for case in CASES}) == len(CASES)
 
 
@@ -71,8 +74,7 @@ def _softmax_case(needed, **limits):
     return Case("softmax_cross_entropy", "16x1024", "float32", prepare, needed, **limits)
 
 
-@needs_compiler
-@pytest.mark.skipif(sanitizing(), reason="a traced build has no sanitizers")
+@traced
 def test_the_numbers_of_a_case():
     needed = 2 * 16 * 1024 * 4 + 16 * 8
     (of,) = measure.measure([_softmax_case(needed)])
@@ -87,8 +89,7 @@ def test_the_numbers_of_a_case():
     assert "fewer are" in of.problems()[0]
 
 
-@needs_compiler
-@pytest.mark.skipif(sanitizing(), reason="a traced build has no sanitizers")
+@traced
 @needs_nvrtc
 def test_the_command_prints_both_tables():
     options = ["--report", "--match", "softmax_cross_entropy with gradient 8192x1000 float32"]
@@ -120,8 +121,7 @@ def test_the_command_says_what_is_missing(monkeypatch, capsys, tmp_path):
         assert "pip install" in capsys.readouterr().err
 
 
-@needs_compiler
-@pytest.mark.skipif(sanitizing(), reason="a traced build has no sanitizers")
+@traced
 def test_without_nvrtc_the_command_prints_what_it_can(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert command.main(["--report", "--match", "softmax_cross_entropy with gradient 8192x1000 float32"]) == 2
@@ -193,8 +193,6 @@ def test_occupancy_agrees_with_nvidias_calculator(tmp_path):
     folder = pathfinder.find_nvidia_header_directory("cudart")
     if folder is None:
         pytest.skip("needs CUDA's headers: pip install nvidia-cuda-runtime-cu12")
-    from cuda_on_host import compiler
-
     (tmp_path / "calculator.cpp").write_text(CALCULATOR)
     program = tmp_path / "calculator"
     build = [compiler(), "-w", "-I", folder, str(tmp_path / "calculator.cpp"), "-o", str(program)]
