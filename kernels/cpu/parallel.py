@@ -47,6 +47,10 @@ def set_threads(count: int) -> None:
 
 def share(work: Callable[[Iterator[Piece]], Any], pieces: Sequence[Piece], limit: int | None = None) -> None:
     """Call `work` on each thread (at most `limit`) with an iterator that draws from the same pieces."""
+    if len(pieces) == 1:  # what follows costs as much as a small piece
+        with np.errstate(all="ignore"):
+            work(iter(pieces))
+        return
     rest = deque(pieces)
     helpers = min(threads() if limit is None else min(limit, threads()), len(rest)) - 1
     futures = [_workers().submit(_drain, work, rest) for _ in range(helpers)]
