@@ -228,6 +228,23 @@ def test_bad_types(call, message):
         call()
 
 
+def test_arrays_that_are_read_only():
+    good, fixed = np.ones(3, np.float32), np.broadcast_to(np.float32(1), 3)
+    lists = [good, good.copy()], [good.copy(), fixed]
+    for call in (
+        lambda: kernels.sgd(lists[1], lists[0], None, True, 0.1),
+        lambda: kernels.sgd(lists[0], lists[0], lists[1], True, 0.1, 0.9),
+        lambda: kernels.adam(lists[0], lists[0], lists[0], lists[1], None, 1, 0.1),
+        lambda: kernels.clip_grad_norm(lists[1], 0.1),
+        lambda: kernels.clip_grads(lists[1], 0.1, np.array(1, np.float32)),
+        lambda: kernels.clamp_grads(lists[1], 0.1),
+    ):
+        with pytest.raises(ValueError, match=r"\[1\] is read-only"):
+            call()
+    np.testing.assert_array_equal(lists, 1)
+    kernels.sgd(lists[0], lists[1], None, True, 0.5)
+
+
 def test_nothing_to_do():
     kernels.sgd([], [], None, True, 0.1)
     empty = [np.ones((0, 3), np.float32)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import geometry
 from .checks import Array, check_arrays, same_kind, side
-from .lists import check_each
+from .lists import check_each, check_writeable
 
 
 def grad_norm(grads: Sequence[Array], norm_type: float = 2.0) -> Array:
@@ -26,6 +26,7 @@ def clip_grads(grads: Sequence[Array], max_norm: float, total_norm: Array) -> No
     check_arrays("clip_grads", total_norm=total_norm)
     if total_norm.shape != ():
         raise ValueError(f"clip_grads: total_norm must be a 0-d array, got the shape {total_norm.shape}")
+    check_writeable("clip_grads", grads=grads)
     side(grads[0]).clip_grads(grads, max_norm, total_norm)
 
 
@@ -33,6 +34,7 @@ def clip_grad_norm(grads: Sequence[Array], max_norm: float, norm_type: float = 2
     """`grad_norm`, then `clip_grads` by it; on CUDA in two launches for each dtype. Returns the norm before."""
     _check("clip_grad_norm", grads)
     geometry.grad_norm("clip_grad_norm", norm_type)
+    check_writeable("clip_grad_norm", grads=grads)
     return side(grads[0]).clip_grad_norm(grads, max_norm, norm_type)
 
 
@@ -41,6 +43,7 @@ def clamp_grads(grads: Sequence[Array], limit: float) -> None:
     _check("clamp_grads", grads)
     if not limit >= 0:
         raise ValueError(f"clamp_grads: limit must be at least 0, got {limit!r}")
+    check_writeable("clamp_grads", grads=grads)
     side(grads[0]).clamp_grads(grads, limit)
 
 

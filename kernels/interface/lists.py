@@ -31,6 +31,14 @@ def check_each(operation: str, name: str, arrays: Sequence[Array]) -> None:
             raise TypeError(f"{operation}: {key} must be float32, float64, float16 or bfloat16, got {array.dtype}")
 
 
+def check_writeable(operation: str, **lists: Sequence[Array] | None) -> None:
+    """Check that no NumPy array is read-only."""
+    for name, arrays in lists.items():
+        for i, array in enumerate(arrays or ()):
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise ValueError(f"{operation}: {name}[{i}] is read-only, and would be changed in place")
+
+
 def check_number_or_array(operation: str, like: Array, **values: Any) -> None:
     """Check that each value is a number, None, or an array of one number of the kind of `like`."""
     for name, value in values.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import geometry
 from .checks import Array, side
-from .lists import NUMBERS, check_lists, check_number_or_array
+from .lists import NUMBERS, check_lists, check_number_or_array, check_writeable
 
 Number = float | Array
 
@@ -41,6 +41,7 @@ def sgd(
     )
     if not params:
         return
+    check_writeable(operation, params=params, momentum_buffers=momentum_buffers)
     check_number_or_array(operation, params[0], lr=lr, grad_scale=grad_scale, found_inf=found_inf)
     side(params[0]).sgd(
         params, grads, momentum_buffers, first, lr, momentum, dampening, weight_decay, nesterov, maximize,
@@ -82,6 +83,8 @@ def adam(
     geometry.adam(_number(step), _number(lr), beta1, beta2, eps, weight_decay, _number(grad_scale))
     if not params:
         return
+    del lists["grads"]
+    check_writeable(operation, **lists)
     check_number_or_array(operation, params[0], step=step, lr=lr, grad_scale=grad_scale, found_inf=found_inf)
     side(params[0]).adam(
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, step, lr, beta1, beta2, eps, weight_decay, decoupled,
