@@ -217,7 +217,7 @@ class LpPoolInputGrad(_LpPooling):
         ctx.save_inputs(0, 1, 2)
         return kernels.lp_pool_input_grad(dy, x, y, **ctx.windows())
 
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Optional, Optional]:
+    def backward(ctx, grad: Tensor) -> tuple[Optional, Optional, Optional]:
         dy, x, y = ctx.saved
         p, for_dy, for_x, for_y = ctx.norm_type, None, zeros_like(x), zeros_like(y)
         nothing = y == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,8 @@ def adaptive_max_pool(x: np.ndarray, output_size: Sizes) -> tuple[np.ndarray, np
 
     def piece(x: np.ndarray, y: np.ndarray, indices: np.ndarray) -> None:
         # With the planes last every tap is a run of memory.
-        best, offsets, taps = np.ascontiguousarray(np.moveaxis(x, 0, -1)), None, 1
+        best, taps = np.ascontiguousarray(np.moveaxis(x, 0, -1)), 1
+        offsets: Any = None
         # The last axis first: of equal maxima the first row, and in it the first column, is kept.
         for number in range(len(axes) - 1, -1, -1):
             best, offsets = _maxima(best, offsets, axes[number], number, taps, dtype)
@@ -56,7 +57,7 @@ def adaptive_max_pool(x: np.ndarray, output_size: Sizes) -> tuple[np.ndarray, np
             _maxima_of_nan(x, axes, y, indices)
             return
         y[...] = np.moveaxis(best, -1, 0)
-        np.add(places.take(np.moveaxis(offsets, -1, 0)), starts, out=indices)  # type: ignore[arg-type]
+        np.add(places.take(np.moveaxis(offsets, -1, 0)), starts, out=indices)
 
     if y.size:
         longest = [axis.longest for axis in axes]
@@ -218,7 +219,7 @@ def _maxima_of_nan(x: np.ndarray, axes: list[_Axis], y: np.ndarray, indices: np.
 
 def _means(x: np.ndarray, axis: _Axis, number: int) -> np.ndarray:
     """The means of the windows of one axis."""
-    before = (slice(None),) * number
+    before: tuple[Any, ...] = (slice(None),) * number
     y = np.empty((*x.shape[:number], len(axis.start), *x.shape[number + 1 :]), x.dtype)
     for out, (start, stop) in enumerate(zip(axis.start, axis.stop, strict=True)):
         np.add.reduce(x[(*before, slice(start, stop))], axis=number, out=y[(*before, out)])
@@ -228,7 +229,7 @@ def _means(x: np.ndarray, axis: _Axis, number: int) -> np.ndarray:
 
 def _spread(dy: np.ndarray, axis: _Axis, number: int) -> np.ndarray:
     """The means' gradient along one axis."""
-    before = (slice(None),) * number
+    before: tuple[Any, ...] = (slice(None),) * number
     dx = np.zeros((*dy.shape[:number], axis.size, *dy.shape[number + 1 :]), dy.dtype)
     for out, (start, stop) in enumerate(zip(axis.start, axis.stop, strict=True)):
         dx[(*before, slice(start, stop))] += np.expand_dims(dy[(*before, out)] / (stop - start), number)

@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
 class _Axis(NamedTuple):
     size: int
-    count: int
+    windows: int
     kernel: int
     stride: int
     pad: int
@@ -95,23 +95,23 @@ class _Axis(NamedTuple):
     @property
     def classes(self) -> int:
         """Windows this far apart share no element."""
-        return min(divide_up(self.extent, self.stride), self.count)
+        return min(divide_up(self.extent, self.stride), self.windows)
 
-    def seen(self, windows: int) -> int:
+    def seen(self, count: int) -> int:
         """Elements that a tile of so many windows needs."""
-        if windows >= self.count:
+        if count >= self.windows:
             return self.size
         if self.adaptive:
-            return min(self.size, windows * self.size // self.count + 2)
-        return min(self.size, (windows - 1) * self.stride + self.extent)
+            return min(self.size, count * self.size // self.windows + 2)
+        return min(self.size, (count - 1) * self.stride + self.extent)
 
     def met(self, elements: int) -> int:
         """Windows that meet a tile of so many elements, at most."""
         if elements >= self.size:
-            return self.count
+            return self.windows
         if self.adaptive:
-            return min(self.count, elements * self.count // self.size + 2)
-        return min(self.count, (elements + self.extent - 2) // self.stride + 1)
+            return min(self.windows, elements * self.windows // self.size + 2)
+        return min(self.windows, (elements + self.extent - 2) // self.stride + 1)
 
 
 class _Tile(NamedTuple):
@@ -128,7 +128,7 @@ class _Tile(NamedTuple):
 def plan(pooling: Pooling, direction: str) -> Plan:
     """The plan of a pass: "max", "average", "scatter" or "spread", or "places" for windows taken one by one."""
     axes = _axes(pooling)
-    if prod(axis.size for axis in axes) > LARGEST_PLANE or prod(axis.count for axis in axes) > LARGEST_PLANE:
+    if prod(axis.size for axis in axes) > LARGEST_PLANE or prod(axis.windows for axis in axes) > LARGEST_PLANE:
         sizes = " x ".join(map(str, pooling.x_shape[2:]))
         raise ValueError(
             f"{pooling.operation}: on CUDA one plane may have {LARGEST_PLANE} elements, got {sizes} pooled to "
@@ -141,7 +141,7 @@ def plan(pooling: Pooling, direction: str) -> Plan:
     staged = tile is not None
     if tile is None:
         tile = _direct_tile(axes, planes, backward, 4 * _DIRECT_PLACES if whole else _DIRECT_PLACES)
-    tiles = [divide_up(axis.size if backward else axis.count, n) for axis, n in zip(axes, tile.along, strict=True)]
+    tiles = [divide_up(axis.size if backward else axis.windows, n) for axis, n in zip(axes, tile.along, strict=True)]
     second, third, end = np.cumsum([*tile.arrays, 0, 0, 0])[:3].tolist() if staged else (0, 0, 0)
     pool = np.zeros(1, _POOL)
     pool[0] = (
@@ -170,31 +170,32 @@ def divisor(n: int) -> tuple[int, int]:
 
 
 def _axes(pooling: Pooling) -> tuple[_Axis, ...]:
-    ones = 3 - len(pooling.x_shape[2:])
-    # A stride or dilation that no window ever uses may be any number.
     settings = zip(
         pooling.x_shape[2:],
         pooling.y_shape[2:],
         pooling.kernel_size,
-        (min(n, 2**30) for n in pooling.stride),
+        pooling.stride,
         pooling.padding,
-        (min(n, 2**30) for n in pooling.dilation),
+        pooling.dilation,
         strict=True,
     )
-    return (_Axis(1, 1, 1, 1, 0, 1, pooling.adaptive),) * ones + tuple(
-        _Axis(*setting, pooling.adaptive) for setting in settings
-    )
+    axes = [
+        # A stride or dilation that no window ever uses may be any number.
+        _Axis(size, windows, kernel, min(stride, 2**30), pad, min(dilation, 2**30), pooling.adaptive)
+        for size, windows, kernel, stride, pad, dilation in settings
+    ]
+    return (*[_Axis(1, 1, 1, 1, 0, 1, pooling.adaptive)] * (3 - len(axes)), *axes)
 
 
 def _axis_fields(axis: _Axis, tile: int, tiles: int) -> tuple:
     reach = divide_up(axis.met(tile), axis.classes)
-    numbers = (axis.size, axis.count, axis.kernel, axis.stride, axis.pad, axis.dilation, tile, tiles)
+    numbers = (axis.size, axis.windows, axis.kernel, axis.stride, axis.pad, axis.dilation, tile, tiles)
     by = (axis.kernel, axis.stride, axis.dilation, tile, tiles, reach)
     return (*numbers, axis.classes, reach, *map(divisor, by))
 
 
 def _is_whole(pooling: Pooling, axes: tuple[_Axis, ...]) -> bool:
-    one = all(axis.count == 1 and axis.pad == 0 and axis.extent >= axis.size and axis.dilation == 1 for axis in axes)
+    one = all(axis.windows == 1 and axis.pad == 0 and axis.extent >= axis.size and axis.dilation == 1 for axis in axes)
     return one and pooling.divisor != 0
 
 
@@ -222,7 +223,7 @@ def _staged_tile(pooling: Pooling, direction: str, axes: tuple[_Axis, ...], plan
 
 def _gaps(axes: tuple[_Axis, ...]) -> bool:
     """Whether windows leave out much of the input."""
-    used = prod(min(axis.size, axis.count * axis.extent) for axis in axes if not axis.adaptive)
+    used = prod(min(axis.size, axis.windows * axis.extent) for axis in axes if not axis.adaptive)
     return 2 * used < prod(axis.size for axis in axes if not axis.adaptive)
 
 
@@ -230,8 +231,8 @@ def _best_tile(
     pooling: Pooling, direction: str, axes: tuple[_Axis, ...], planes: int, most: int
 ) -> tuple[float, _Tile] | None:
     backward = direction in ("scatter", "spread")
-    lengths = [axis.size if backward else axis.count for axis in axes]
-    whole_seen = prod(axis.count if backward else axis.size for axis in axes)
+    lengths = [axis.size if backward else axis.windows for axis in axes]
+    whole_seen = prod(axis.windows if backward else axis.size for axis in axes)
     # Fewer elements a block where there would be fewer blocks than a large GPU has room for.
     fair = max(_LEAST_PLACES, min(_MOST_PLACES, planes * prod(lengths) // _LEAST_BLOCKS))
     best: tuple[float, _Tile] | None = None
@@ -285,7 +286,7 @@ def _direct_tile(axes: tuple[_Axis, ...], planes: int, backward: bool, places: i
     along = [1, 1, 1]
     left = places
     for number in (2, 1, 0):
-        length = axes[number].size if backward else axes[number].count
+        length = axes[number].size if backward else axes[number].windows
         along[number] = max(1, min(length, left))
         left //= along[number]
         if along[number] < length:

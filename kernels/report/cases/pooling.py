@@ -7,6 +7,7 @@ from math import prod
 from typing import NamedTuple
 
 from ... import cuda
+from ...geometry import Sizes
 from ..case import Case, itemsize, normal
 
 _STEPS = "windows read staged rows two columns apart, so from half of the banks; the launch waits for memory"
@@ -15,19 +16,20 @@ _STEPS = "windows read staged rows two columns apart, so from half of the banks;
 class _Shape(NamedTuple):
     name: str
     planes: int
-    size: tuple[int, ...]
+    size: Sizes
     kernel: int
     stride: int
     padding: int
     conflicts: float = 0.1
 
     @property
-    def out(self) -> tuple[int, ...]:
+    def out(self) -> Sizes:
         return tuple((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in self.size)
 
     @property
-    def window(self) -> tuple[tuple[int, ...], ...]:
-        return tuple((n,) * len(self.size) for n in (self.kernel, self.stride, self.padding))
+    def window(self) -> tuple[Sizes, Sizes, Sizes]:
+        rank = len(self.size)
+        return (self.kernel,) * rank, (self.stride,) * rank, (self.padding,) * rank
 
 
 _MAX = (
