@@ -71,11 +71,19 @@ SUITE = Suite(
         *(case(*shape) for shape in CPU),
         case(256, 1000, label_smoothing=0.1),
         case(256, 1000, probabilities=True),
-        *(softmax_case(operation, *of) for operation in ("softmax", "log_softmax") for of in SOFTMAX_CPU),
+        *(
+            softmax_case(operation, shape, dim)
+            for operation in ("softmax", "log_softmax")
+            for shape, dim in SOFTMAX_CPU
+        ),
     ],
     cuda=[
         *(case(*shape, dtype) for dtype in ("float32", "bfloat16") for shape in CUDA),
-        *(softmax_case("softmax", *of, dtype) for dtype in ("float32", "bfloat16") for of in SOFTMAX_CUDA),
+        *(
+            softmax_case("softmax", shape, dim, dtype)
+            for dtype in ("float32", "bfloat16")
+            for shape, dim in SOFTMAX_CUDA
+        ),
     ],
     goals=[Goal("cross_entropy", ratio=1.0), Goal("softmax", ratio=1.0), Goal("log_softmax", ratio=1.0)],
 )

@@ -43,6 +43,7 @@ from .activation import (
 from .conv import conv1d, conv2d, conv3d
 from .dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from .embedding import embedding
+from .embedding_bag import embedding_bag
 from .group_norm import group_norm, instance_norm, local_response_norm, normalize
 from .layer_norm import layer_norm, rms_norm
 from .linear import linear
@@ -96,6 +97,7 @@ __all__ = [
     "elu",
     "elu_",
     "embedding",
+    "embedding_bag",
     "feature_alpha_dropout",
     "gelu",
     "glu",
