@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
 
 Array = Any
@@ -105,6 +105,3 @@ def layouts(array: np.ndarray) -> list[np.ndarray]:
     shifted = np.empty(array.size + 1, array.dtype)[1:].reshape(array.shape)
     shifted[...] = array
     return [np.ascontiguousarray(array[..., ::-1])[..., ::-1], gaps, np.asfortranarray(array), shifted]
-
-
-HALVES = [np.float16, ml_dtypes.bfloat16]

@@ -67,7 +67,9 @@ _UINT32, _UINT64 = np.dtype(np.uint32), np.dtype(np.uint64)
 
 @cache
 def _kept_constant(value: int, dtype: np.dtype) -> Array:
-    return np.full(PIECE_BYTES // dtype.itemsize, value, dtype)
+    kept = np.full(PIECE_BYTES // dtype.itemsize, value, dtype)
+    kept.flags.writeable = False
+    return kept
 
 
 def constant(value: int, length: int, dtype: np.dtype) -> Array:
