@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -36,13 +37,14 @@ def naive(
     grads = upstream.astype(np.float64).reshape(n, groups, k // groups, prod(outputs))
     y, dx, dw = np.zeros(upstream.shape), np.zeros_like(wide), np.zeros_like(weight)
     for tap in product(*map(range, taps)):
-        factors = weight[:, :, *tap].reshape(groups, k // groups, c)
+        filters: Any = (slice(None), slice(None), *tap)
+        factors = weight[filters].reshape(groups, k // groups, c)
         seen = under(wide, tap, outputs, stride, dilation)
         flat = seen.reshape(n, groups, c, prod(outputs))
         y += np.einsum("ngcp,gkc->ngkp", flat, factors).reshape(y.shape)
-        dw[:, :, *tap] = np.einsum("ngcp,ngkp->gkc", flat, grads).reshape(k, c)
+        dw[filters] = np.einsum("ngcp,ngkp->gkc", flat, grads).reshape(k, c)
         under(dx, tap, outputs, stride, dilation)[...] += np.einsum("ngkp,gkc->ngcp", grads, factors).reshape(
             seen.shape
         )
-    inside = [slice(before, before + size) for size, (before, _) in zip(sizes, padding, strict=True)]
-    return y, upstream, dx[:, :, *inside], dw
+    unpadded: Any = (..., *(slice(before, before + size) for size, (before, _) in zip(sizes, padding, strict=True)))
+    return y, upstream, dx[unpadded], dw

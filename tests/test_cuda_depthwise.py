@@ -229,9 +229,13 @@ def test_more_than_2_31_elements():
     settings = ((1, 1), ((1, 1), (1, 1)), (1, 1), 32)
     with installed(HostLauncher(ends_only=4)):
         y, dx = conv.conv(x, weight, None, *settings), conv.conv_input_grad(x, weight, x.shape, *settings)
+    with installed(HostLauncher(ends_only=lambda grid: [(grid[0] - 1, 0, 0)])):
+        window = depthwise.window_of(x.dtype, weight.shape, (1, 1), (1, 1), 32)
+        last_part = depthwise.weight_grad(window, x, x, (3, 3), (0, 1, 1))[-1]
     wanted = naive(x[-1:, -1:], weight[-1:], lambda shape: x[-1:, -1:], *settings[:3], 1)
     np.testing.assert_array_equal(y[-1, -1], wanted[0][0, 0])
     np.testing.assert_array_equal(dx[-1, -1], wanted[2][0, 0])
+    np.testing.assert_array_equal(last_part[-9:], wanted[3].reshape(-1))
 
 
 @needs_compiler

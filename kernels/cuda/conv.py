@@ -69,7 +69,7 @@ VARIANTS = [
 
 
 def gather_tile(c_type: str, groups: int, rows: int, reduction: int, pixels: int) -> Tile | None:
-    """The tile for a forward pass or an input gradient; None for the direct kernel (depthwise, for one)."""
+    """The tile for a forward pass or an input gradient; None for the direct kernel."""
     if min(rows, reduction) < _LEAST_USED:
         return None
     *wider, narrowest = _tiles(_GATHER_TILES, c_type)

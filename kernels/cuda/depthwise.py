@@ -67,7 +67,7 @@ _LARGEST_BLOCK = 256
 _WARP = 32
 
 _ROW = Window(1, 1, 8, 1, 3, 1)  # of up to 8 taps
-_WINDOWS = {
+_WINDOWS: dict[tuple[int, ...], Window] = {
     (1, 3, 3, 1): Window(1, 3, 3, 1, 1, 4),
     (1, 3, 3, 2): Window(1, 3, 3, 2, 1, 4),
     (1, 5, 5, 1): Window(1, 5, 5, 1, 2, 4),
