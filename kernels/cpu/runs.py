@@ -12,7 +12,7 @@ from ..geometry import channel_runs
 from . import parallel
 from .scratch import Scratch, scratch
 
-_PIECE_BYTES = 1 << 20  # smaller ones are passed on too often
+_PIECE_BYTES = 4 << 20  # of all arrays; smaller ones are passed on too often
 # A channel of more bytes is cut into pieces, and read twice.
 _CHANNEL_BYTES = 2 << 20
 # Below so many elements one piece is faster than two threads.
@@ -50,9 +50,10 @@ class Runs:
         self.count = n * length
         self.expands = length < _LONG_RUN and n > 3
         channel = n * length * dtype.itemsize
-        budget = _PIECE_BYTES * 2 // arrays
+        budget = _PIECE_BYTES // arrays
         step = max(1, budget // max(1, channel), -(-_LEAST_ROW // max(1, length * dtype.itemsize)))
-        step = c if n * c * length < _SMALL else min(step, c)
+        # At least one piece for each of two threads.
+        step = c if n * c * length < _SMALL else min(step, -(-c // 2))
         self.whole = step * channel <= _CHANNEL_BYTES or n * c * length < _SMALL
         self.pieces = self._whole(step) if self.whole else self._parts(budget // dtype.itemsize)
         self._joined = 1
