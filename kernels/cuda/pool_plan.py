@@ -111,6 +111,9 @@ class _Axis(NamedTuple):
             return self.windows
         if self.adaptive:
             return min(self.windows, elements * self.windows // self.size + 2)
+        if elements % self.stride == 0:  # every tile begins at the same place of a window
+            last, before = (elements - 1 + self.pad) // self.stride, (self.pad - self.extent) // self.stride
+            return min(self.windows, last - before)
         return min(self.windows, (elements + self.extent - 2) // self.stride + 1)
 
 
@@ -139,8 +142,11 @@ def plan(pooling: Pooling, direction: str) -> Plan:
     whole = direction == "spread" and _is_whole(pooling, axes)
     tile = None if direction == "places" or whole else _staged_tile(pooling, direction, axes, planes)
     staged = tile is not None
+    lanes = 1 if backward or direction == "places" else _lanes(pooling)
     if tile is None:
-        tile = _direct_tile(axes, planes, backward, 4 * _DIRECT_PLACES if whole else _DIRECT_PLACES)
+        tile = _direct_tile(axes, planes, backward, (4 if whole else 1) * _DIRECT_PLACES // lanes)
+    while 1 < lanes < 32 and tile.places * lanes < BLOCK:
+        lanes *= 2
     tiles = [divide_up(axis.size if backward else axis.windows, n) for axis, n in zip(axes, tile.along, strict=True)]
     second, third, end = np.cumsum([*tile.arrays, 0, 0, 0])[:3].tolist() if staged else (0, 0, 0)
     pool = np.zeros(1, _POOL)
@@ -153,7 +159,7 @@ def plan(pooling: Pooling, direction: str) -> Plan:
         pooling.adaptive,
         whole,
         pooling.count_include_pad,
-        1 if backward or direction == "places" else _lanes(pooling, tile.places),
+        lanes,
         second,
         third,
         pooling.divisor,
@@ -199,12 +205,8 @@ def _is_whole(pooling: Pooling, axes: tuple[_Axis, ...]) -> bool:
     return one and pooling.divisor != 0
 
 
-def _lanes(pooling: Pooling, places: int) -> int:
-    taps = prod(pooling.kernel_size)
-    lanes = next(lanes for least, lanes in _LANES if taps >= least)
-    while 1 < lanes < 32 and places * lanes < BLOCK:
-        lanes *= 2
-    return lanes
+def _lanes(pooling: Pooling) -> int:
+    return next(lanes for least, lanes in _LANES if prod(pooling.kernel_size) >= least)
 
 
 def _staged_tile(pooling: Pooling, direction: str, axes: tuple[_Axis, ...], planes: int) -> _Tile | None:
@@ -291,4 +293,5 @@ def _direct_tile(axes: tuple[_Axis, ...], planes: int, backward: bool, places: i
         left //= along[number]
         if along[number] < length:
             return _Tile(tuple(along), 1, ())
-    return _Tile(tuple(along), max(1, min(left, divide_up(planes, _LEAST_BLOCKS))), ())
+    fair = max(divide_up(planes, _LEAST_BLOCKS), places // 4 // prod(along))
+    return _Tile(tuple(along), max(1, min(left, fair)), ())
