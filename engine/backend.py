@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.cuda import cupy_cache
-
 _CHOICES = ("numpy", "cupy", "auto")
 
 
@@ -64,6 +62,8 @@ def cupy() -> ModuleType:
         "or choose NumPy with ADJOINT_BACKEND=numpy"
     )
     if "cupy" not in sys.modules and importlib.util.find_spec("cupy"):
+        from ..kernels.cuda import cupy_cache  # all of CUDA's wrappers come with it, which few imports need
+
         cupy_cache.prepare()
     try:
         import cupy
