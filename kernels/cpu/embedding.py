@@ -38,7 +38,7 @@ def embedding_weight_grad(
 ) -> np.ndarray:
     dim = dy.shape[-1]
     rows = _checked("embedding_weight_grad", indices, num_embeddings).reshape(-1)
-    given = dy.reshape(len(rows), dim)
+    given = np.ascontiguousarray(dy).reshape(len(rows), dim)  # take copies any other, each time
     result = np.zeros((num_embeddings, dim), dy.dtype)
     dtype = compute_dtype(dy.dtype)
     order = _stable_order(rows, num_embeddings)
@@ -54,13 +54,13 @@ def embedding_weight_grad(
     def work(parts: Iterator[slice]) -> None:
         for part in parts:
             first, times = starts[part], counts[part]
-            sums = given[order[first]].astype(dtype, copy=False)
+            sums = given.take(order[first], axis=0).astype(dtype, copy=False)
             for k in range(1, min(_ROUNDS, int(times[0]))):
                 some = first[: np.searchsorted(-times, -k)]
-                sums[: len(some)] += given[order[some + k]]
+                sums[: len(some)] += given.take(order[some + k], axis=0)
             for i in range(np.searchsorted(-times, -_ROUNDS)):
                 rest = order[first[i] + _ROUNDS : first[i] + times[i]]
-                sums[i] += given[rest].sum(axis=0, dtype=dtype)
+                sums[i] += given.take(rest, axis=0).sum(axis=0, dtype=dtype)
             if scale_grad_by_freq:
                 sums /= times[:, None].astype(dtype)
             result[taken[first]] = sums
