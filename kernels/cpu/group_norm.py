@@ -9,7 +9,7 @@ import numpy as np
 
 from . import parallel
 from .arithmetic import compute_dtype
-from .layer_norm import PIECE_BYTES, centre, column_sums, inverse_root, widened
+from .layer_norm import NEAR, PIECE_BYTES, centre, column_sums, inverse_root, near_variance, widened
 from .rows import dots, narrow_buffer, rows_of_a_piece
 from .scratch import scratch
 
@@ -39,11 +39,21 @@ def group_norm(
                 if not stays:
                     np.copyto(out, given, casting="unsafe")
                     given = out
-                inverse_root(centre(given, out, mean[part], ones), eps, factor)
+                own_mean = mean[part]
+                var = near_variance(given, own_mean, ones)
+                near = var is not None
+                if var is None:
+                    var, given = centre(given, out, own_mean, ones), out
+                inverse_root(var, eps, factor)
+                scale = factor[:, None] if weights is None else factor[:, None] * weights[part]
+                shift = None if biases is None else biases[part]
+                if near:
+                    moved = own_mean[:, None] * scale
+                    shift = -moved if shift is None else shift - moved
                 channels = shape.channels(out)
-                channels *= factor[:, None, None] if weights is None else (factor[:, None] * weights[part])[..., None]
-                if biases is not None:
-                    channels += biases[part][..., None]
+                np.multiply(shape.channels(given), scale[..., None], out=channels)
+                if shift is not None:
+                    channels += shift[..., None]
                 if not stays:
                     np.copyto(y[part], out, casting="unsafe")
 
@@ -86,16 +96,24 @@ def group_norm_grad(
                     np.copyto(h, g, casting="unsafe")
                     np.copyto(c, given, casting="unsafe")
                     g, given = h, c
-                np.subtract(given, means[part], out=c)
+                own_mean = means[part]
+                near = (np.abs(own_mean) * factor).max() <= NEAR
+                if not near:
+                    given = np.subtract(given, own_mean, out=c)
                 lines = shape.lines(g)
                 own_sums = dots(lines, ones).reshape(-1, shape.depth)
-                own_products = dots(lines, shape.lines(c)).reshape(-1, shape.depth) * factor
+                own_products = dots(lines, shape.lines(given)).reshape(-1, shape.depth)
+                if near:
+                    own_products -= own_mean * own_sums
+                own_products *= factor
                 sums[part], products[part] = own_sums, own_products
                 scale = factor if weights is None else factor * weights[part]
                 level = (own_sums * scale).sum(axis=1, keepdims=True) * share
                 slope = (own_products * scale).sum(axis=1, keepdims=True) * factor * share
+                if near:
+                    level -= own_mean * slope
                 np.multiply(shape.channels(g), scale[..., None], out=shape.channels(h))
-                c *= slope
+                np.multiply(given, slope, out=c)
                 c += level
                 c += h
                 if not stays:

@@ -17,6 +17,8 @@ PIECE_BYTES = 512 << 10
 _MOST_IN_SEQUENCE = 256
 # From the square of so many standard deviations on, a mean is far from 0.
 _FAR = 16
+# Up to so many standard deviations a mean is so near 0 that its square may be taken away from the mean of the squares.
+NEAR = 1
 
 
 def layer_norm(
@@ -47,6 +49,17 @@ def rms_norm_grad(
     dy: np.ndarray, x: np.ndarray, weight: np.ndarray | None, rstd: np.ndarray, with_weight: bool = True
 ) -> tuple[np.ndarray, np.ndarray | None]:
     return _gradients(dy, x, weight, None, rstd, with_weight, False)[:2]
+
+
+def near_variance(rows: np.ndarray, mean: np.ndarray, ones: np.ndarray) -> np.ndarray | None:
+    """Put the mean of each row into `mean`; the biased variances, None where they would be small differences."""
+    share = rows.dtype.type(1 / rows.shape[1])
+    np.multiply(dots(rows, ones), share, out=mean)
+    var = dots(rows, rows)
+    var *= share
+    squares = mean * mean
+    var -= squares
+    return var if (squares <= NEAR * NEAR * var).all() else None
 
 
 def centre(rows: np.ndarray, out: np.ndarray, mean: np.ndarray, ones: np.ndarray) -> np.ndarray:
@@ -100,13 +113,16 @@ def _normalize(
     ones = np.ones(size, dtype)
     share = dtype.type(1 / size)
 
+    step = rows_of_a_piece(size, dtype, PIECE_BYTES)
+
     def work(parts: Iterator[slice]) -> None:
         narrow_buffer(size)
-        for part in parts:
-            given, factor = x[part], rstd[part]
-            with scratch() as memory:
-                out = y[part] if stays else memory.empty(given.shape, dtype)
-                if not stays:
+        with scratch() as memory:
+            wide = None if stays else memory.empty((min(step, rows), size), dtype)
+            for part in parts:
+                given, factor = x[part], rstd[part]
+                out = y[part] if wide is None else wide[: len(given)]
+                if wide is not None:
                     np.copyto(out, given, casting="unsafe")
                     given = out
                 if mean is None:
@@ -121,10 +137,10 @@ def _normalize(
                     out *= weight
                 if bias is not None:
                     out += bias
-                if not stays:
+                if wide is not None:
                     np.copyto(y[part], out, casting="unsafe")
 
-    parallel.share(work, parallel.split(rows, rows_of_a_piece(size, dtype, PIECE_BYTES)))
+    parallel.share(work, parallel.split(rows, step))
     return y, rstd
 
 
@@ -145,19 +161,22 @@ def _gradients(
     weight = widened(weight, dtype)
     along = np.ones(size, dtype) if weight is None else weight
     dx = np.empty((rows, size), x.dtype)
-    parts = parallel.split(rows, rows_of_a_piece(size, dtype, PIECE_BYTES)) if size else []
+    step = rows_of_a_piece(size, dtype, PIECE_BYTES) if size else 1
+    parts = parallel.split(rows, step) if size else []
     by_weight = np.empty((len(parts), size), dtype) if with_weight else None
     by_bias = np.empty((len(parts), size), dtype) if with_bias else None
     share = dtype.type(-1 / max(size, 1))
 
     def work(numbers: Iterator[int]) -> None:
         narrow_buffer(size)
-        for number in numbers:
-            part = parts[number]
-            g, given, factor = dy[part], x[part], rstd[part]
-            with scratch() as memory:
-                h, product = memory.empty(given.shape, dtype), memory.empty(given.shape, dtype)
-                c = dx[part] if stays else memory.empty(given.shape, dtype)
+        with scratch() as memory:
+            scaled, products, *wide = (memory.empty((min(step, rows), size), dtype) for _ in range(2 if stays else 3))
+            for number in numbers:
+                part = parts[number]
+                g, given, factor = dy[part], x[part], rstd[part]
+                count = len(given)
+                h, product = scaled[:count], products[:count]
+                c = dx[part] if stays else wide[0][:count]
                 if not stays:
                     np.copyto(h, g, casting="unsafe")
                     np.copyto(c, given, casting="unsafe")
@@ -166,8 +185,7 @@ def _gradients(
                     by_bias[number] = column_sums(g)
                 np.multiply(g, factor[:, None], out=h)
                 if mean is not None:
-                    np.subtract(given, mean[part, None], out=c)
-                    given = c
+                    given = np.subtract(given, mean[part, None], out=c)
                 np.multiply(h, given, out=product)
                 if by_weight is not None:
                     by_weight[number] = column_sums(product)
@@ -187,5 +205,11 @@ def _gradients(
                     np.copyto(dx[part], c, casting="unsafe")
 
     parallel.share(work, range(len(parts)))
-    sums = [None if by is None else by.sum(axis=0, dtype=np.float64).astype(kind) for by in (by_weight, by_bias)]
-    return dx, sums[0], sums[1]
+    return dx, _added(by_weight, kind), _added(by_bias, kind)
+
+
+def _added(parts: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
+    """The sum of the pieces' sums."""
+    if parts is None or len(parts) == 1:
+        return None if parts is None else parts[0].astype(dtype, copy=False)
+    return parts.sum(axis=0, dtype=np.float64).astype(dtype)

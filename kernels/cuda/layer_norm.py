@@ -44,7 +44,7 @@ def _items(scalar: str) -> tuple[int, ...]:
 
 def _grad_items(scalar: str) -> tuple[int, ...]:
     """Likewise for the gradient, which keeps x, dy, the weight and two sums of each column."""
-    return (4, 8) if scalar == "double" else (8, 16)
+    return (4, 6) if scalar == "double" else (8, 16)
 
 
 def _rows(scalar: str, items: int) -> Kernel:
