@@ -27,7 +27,7 @@ class Lookup(NamedTuple):
 # A text classifier, a small Transformer, BERT's and GPT-2's tables at a short batch.
 CPU = (Lookup(10000, 64, 64, 50), Lookup(32000, 256, 8, 512), Lookup(32000, 256, 8, 512, False),
        Lookup(30522, 768, 8, 128))  # fmt: skip
-CUDA = (Lookup(32000, 512, 32, 512), Lookup(50257, 768, 8, 1024), Lookup(128256, 4096, 4, 2048),
+CUDA = (Lookup(32000, 512, 32, 512), Lookup(50257, 768, 8, 1024), Lookup(128256, 1024, 4, 2048),
         Lookup(1000000, 64, 8192, 26, False))  # fmt: skip
 
 

@@ -15,7 +15,7 @@ CPU = ((64, 10), (256, 1000), (4096, 1000), (512, 32000))
 CUDA = ((64, 10), (8192, 1000), (4096, 32000), (4096, 128256))
 # (shape, dim): attention, a classifier, segmentation.
 SOFTMAX_CPU = (((64, 8, 128, 128), -1), ((256, 1000), 1), ((8, 21, 64, 64), 1))
-SOFTMAX_CUDA = (((16, 16, 1024, 1024), -1), ((8192, 1000), 1), ((16, 21, 512, 512), 1), ((4096, 128256), 1))
+SOFTMAX_CUDA = (((8, 16, 1024, 1024), -1), ((8192, 1000), 1), ((16, 21, 512, 512), 1), ((1024, 128256), 1))
 
 
 def case(rows: int, classes: int, dtype: str = "float32", probabilities: bool = False, **settings: Any) -> Timed:
