@@ -3,8 +3,9 @@
 Each function checks shapes and settings, then calls `kernels.cpu` or `kernels.cuda` by the type of its
 arrays. Arrays may have any strides and may be empty; inputs are never changed; results are new C-contiguous
 arrays of the input's dtype, which is float32, float64, float16 or bfloat16 (the half types compute in float32
-and round once). Images are (N, C, H, W), volumes (N, C, D, H, W), filters (K, C / groups, taps along each of these axes);
-settings are in the order of the axes. Optimizers and clipping change arrays in place.
+and round once). Images are (N, C, H, W), volumes (N, C, D, H, W), filters (K, C / groups, taps along each of
+these axes); settings are in the order of the axes. Optimizers, clipping, `embedding_renorm` and an `inplace_grad`
+change arrays in place.
 """
 
 from .interface.activation import (
