@@ -53,8 +53,8 @@ class Window:
 
     @property
     def for_weight_grad(self) -> Window:
-        """With many taps, rows of a patch are met one at a time, and may be more (`add_row_by_row`)."""
-        return replace(self, rows=7) if self.height * self.width > 27 else self
+        """Where rows of a patch are met one at a time (`add_row_by_row`), they may be more."""
+        return replace(self, rows=7) if self.depth == self.stride == 1 < self.height else self
 
     def kernel(self, source: str, name: str, c_type: str) -> Kernel:
         sizes = (self.depth, self.height, self.width, self.stride, self.padding, self.rows)
@@ -265,9 +265,9 @@ def _tiles(
     while True:
         tile_rows = divide_up(rows_wanted, bands)
         pitch = divide_up((lanes_used - 1) * patch.across + patch.span, _VECTOR) * _VECTOR
-        tile = _layout(tile_rows * patch.down + patch.more, pitch, lanes, tile_rows)
+        tile = _layout(tile_rows * patch.down + patch.more, pitch, patch.down, lanes, tile_rows)
         columns = divide_up(lanes_used * patch.columns, _VECTOR) * _VECTOR
-        written = _layout(tile_rows * patch.rows, columns, lanes, tile_rows)
+        written = _layout(tile_rows * patch.rows, columns, patch.rows, lanes, tile_rows)
         one = _Tiles(
             lanes,
             lanes_used,
@@ -288,14 +288,23 @@ def _tiles(
     return replace(one, planes=max(1, planes))
 
 
-def _layout(rows: int, pitch: int, lanes: int, tile_rows: int) -> tuple[int, int, int]:
-    """Rows, pitch and size of a plane, such that eight neighbouring lanes read vectors from all banks."""
-    if lanes < 8 and pitch // _VECTOR % 2 == 0:
-        pitch += _VECTOR
-    vectors = rows * pitch // _VECTOR
+def _layout(rows: int, pitch: int, step: int, lanes: int, tile_rows: int) -> tuple[int, int, int]:
+    """Rows, pitch and size of a plane, such that eight neighbouring threads read vectors from all banks.
+
+    A row of patches lies `step` rows below the one before it.
+    """
+    vectors, apart = pitch // _VECTOR, lanes * tile_rows
+    if lanes < 8 and tile_rows > 1:
+        near = range(vectors, vectors + 8)
+        fitting = next((v for v in near if step * v % 8 == lanes), None)
+        if fitting is None:
+            # Rows half of the banks apart, and planes between them.
+            fitting, apart = next((v for v in near if step * v % 8 == 4), vectors), 2
+        vectors = fitting
+    size = rows * vectors
     if lanes * tile_rows < 8:
-        vectors += (2 - vectors) % 4
-    return rows, pitch, vectors * _VECTOR
+        size += (apart - size) % 8
+    return rows, vectors * _VECTOR, size * _VECTOR
 
 
 def _chunks(window: Window, depth: int, blocks: int) -> tuple[int, int]:

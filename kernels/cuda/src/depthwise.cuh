@@ -167,6 +167,8 @@ template <int D_, int R_, int S_, int STRIDE_, int PAD_, int ROWS_> struct Windo
     static constexpr int COLUMNS = kVector / STRIDE;
     static constexpr int kTaps = D * R * S;
     static constexpr bool kAnyWidth = R == 1;
+    // Whether every source row of an image meets every row of taps.
+    static constexpr bool kRowByRow = D == 1 && R > 1 && STRIDE == 1;
     // Where the first tap of a patch lies in the row that its thread reads from a multiple of kVector on.
     static constexpr int kFirst = kMargin - PAD;
     static constexpr int kSpan = divide_up(kFirst + (COLUMNS - 1) * STRIDE + S, kVector) * kVector;

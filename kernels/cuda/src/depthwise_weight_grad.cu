@@ -4,12 +4,11 @@
 // With sums for D planes, a thread needs more registers than a block of full size has for it.
 template <class W> constexpr int kGradThreads = W::D > 1 ? 192 : kDepthwiseBlock;
 
-// Adds the products of a thread's patch, at `grads`, with the source rows that its taps see. With many taps there are no
-// registers for all rows of the patch: then those that meet the current source row move along with it.
+// Adds the products of a thread's patch, at `grads`, with the source rows that its taps see. The rows of the patch that
+// meet the current source row move along with it: so their number does not cost registers.
 template <class W, class A>
 __device__ void add_row_by_row(const A* grads, int32 grads_pitch, const A* source, int32 pitch, int32 rows, int32 columns,
                                A (&sum)[W::kTaps]) {
-    static_assert(W::D == 1 && W::STRIDE == 1 && !W::kAnyWidth, "one plane, each row of which meets all taps");
     A met[W::R][W::COLUMNS] = {};  // met[r] is row h - r
 #pragma unroll 1
     for (int32 h = 0; h < rows + W::R - 1; ++h, grads += grads_pitch, source += pitch) {
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__((kGradThreads<Window<D, R, S, STRIDE, PAD, ROW
             const A* const of_patch =
                 grads + spot.plane * g.patch.plane + spot.row * ROWS * g.patch.pitch + spot.lane * W::COLUMNS;
             const A* row = tile + spot.plane * g.tile.plane + spot.row * ROWS * STRIDE * g.tile.pitch + spot.lane * kVector;
-            if constexpr (W::kTaps > 27) {
+            if constexpr (W::kRowByRow) {
                 if (exists) add_row_by_row<W>(of_patch, g.patch.pitch, row, g.tile.pitch, rows, columns, sum);
                 continue;
             }
