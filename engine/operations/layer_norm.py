@@ -46,12 +46,12 @@ class LayerNormGrad(Operation):
 
     def forward(ctx, dy: Any, x: Any, weight: Any, *statistics: Any) -> tuple[Any, ...]:
         ctx.save_inputs(0, 1, 2)
-        given: Any = _rows(dy, ctx.dims), _rows(x, ctx.dims), _flat(weight), *statistics
+        upstream, rows, vector = _rows(dy, ctx.dims), _rows(x, ctx.dims), _flat(weight)
         grads: Any
         if ctx.centred:
-            grads = kernels.layer_norm_grad(*given, *ctx.needs)
+            grads = kernels.layer_norm_grad(upstream, rows, vector, *statistics, *ctx.needs)
         else:
-            grads = kernels.rms_norm_grad(*given, ctx.needs[0])
+            grads = kernels.rms_norm_grad(upstream, rows, vector, statistics[0], ctx.needs[0])
         shapes = x.shape, *[x.shape[x.ndim - ctx.dims :]] * 2
         return tuple(grad.reshape(shape) for grad, shape in zip(grads, shapes, strict=False) if grad is not None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from ...engine import Tensor
 from ...engine.dtypes import is_floating
@@ -96,10 +95,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     return input / (means * alpha + k) ** beta
 
 
-def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Tensor:
+def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x divided by its p-norm along `dim`, or by eps where the norm is smaller."""
-    if out is not None:
-        raise ValueError("normalize: there is no out; assign the result")
     return input / check_tensor("normalize", "input", input).norm(p, dim, keepdim=True).clamp(min=eps)
 
 
