@@ -86,17 +86,19 @@ def compile_kernels(
                 future.cancel()
 
 
-def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int = 10) -> Iterator[Resources]:
+def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int = 20) -> Iterator[Resources]:
     """As `compile_kernels`, but what the same compiler said of the same text before is read from the user's cache.
 
     Only what compiled is kept, so that nothing which fails is hidden.
     """
     require_compiler()
+    unknown: dict[tuple[Kernel, ...], list[str]] = {}
     for arch in archs:
-        known = {kernel: _kept(kernel, arch) for kernel in kernels}
-        yield from (row for row in known.values() if row is not None)
-        unknown = [kernel for kernel, row in known.items() if row is None]
-        for row in compile_kernels(unknown, [arch], together):
+        rows = {kernel: _kept(kernel, arch) for kernel in kernels}
+        yield from (row for row in rows.values() if row is not None)
+        unknown.setdefault(tuple(kernel for kernel, row in rows.items() if row is None), []).append(arch)
+    for some, of_archs in unknown.items():
+        for row in compile_kernels(some, of_archs, together):
             _keep(row)
             yield row
 
