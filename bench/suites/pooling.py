@@ -148,7 +148,7 @@ SUITE = Suite(
     cpu=[
         *(case(operation, pool) for operation in ("max_pool", "avg_pool") for pool in (*CPU, LONG, SHORT, VIDEO, STEM)),
         *(case("lp_pool", pool) for pool in (Pool(32, 64, 28, 2, 2), Pool(8, 64, 56, 3, 2), LONG, VIDEO)),
-        *(case("max_unpool", pool) for pool in (Pool(32, 64, 28, 2, 2), LONG, VIDEO)),
+        *(case("max_unpool", pool) for pool in (Pool(8, 64, 112, 2, 2), LONG, Pool(2, 32, (16, 56, 56), 2, 2))),
         *(case("adaptive_avg_pool", pool) for pool in (GLOBAL, UNEVEN, Adaptive(16, 64, (28, 28), (7, 7)))),
         *(case("adaptive_max_pool", pool) for pool in (GLOBAL, UNEVEN, Adaptive(16, 64, (28, 28), (7, 7)))),
     ],

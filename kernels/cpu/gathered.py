@@ -37,8 +37,9 @@ def scatter(dy: np.ndarray, offsets: np.ndarray, window: Window, dx: np.ndarray)
 
 
 def total(x: np.ndarray, window: Window, sums: np.ndarray) -> None:
-    rows = _windows(x, window).reshape(*sums.shape, -1).astype(sums.dtype, copy=False)
-    np.matmul(rows, np.ones(rows.shape[-1], sums.dtype), out=sums)
+    rows = _windows(x, window).reshape(sums.size, -1).astype(sums.dtype, copy=False)
+    # A product with ones would go to BLAS, which takes threads of its own.
+    np.einsum("ij->i", rows, out=sums.reshape(-1))
 
 
 def spread(share: np.ndarray, window: Window, dx: np.ndarray) -> None:
