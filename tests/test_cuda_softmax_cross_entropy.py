@@ -70,6 +70,7 @@ SHAPES = {
     (2, 9000): ("float64",),
     (2, 20000): ("float32", "float16", "bfloat16"),
     (2, 33001): ALL,
+    (1, 262_147): ("float32", "bfloat16"),
 }
 PARITY = [
     pytest.param(shape, dtype, setting, id=f"{shape[0]}x{shape[1]}-{dtype}-{setting.name}")
