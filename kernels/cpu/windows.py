@@ -1,4 +1,4 @@
-"""The windows of pooling, and of depthwise convolution, as runs of memory.
+"""The windows of pooling as runs of memory.
 
 The padded planes of a piece are split into phases: the rows and columns whose position is r, c modulo the
 stride. In its phase, what one tap of the window sees from all outputs of all planes is a single contiguous
