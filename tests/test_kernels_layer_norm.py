@@ -56,7 +56,7 @@ def check(x, dy, weight, bias, centred=True, tolerance=None):
 
 @pytest.mark.parametrize("centred", [True, False], ids=["layer", "rms"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (600, 6), (40, 700), (3, 9001), (2, 300_000)])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (600, 6), (999, 57), (40, 700), (3, 9001), (2, 300_000)])
 def test_equals_the_definition(shape, dtype, centred):
     check(*inputs_of(shape, dtype), centred)
 
@@ -87,17 +87,18 @@ def test_without_vectors(weighted, biased):
     centred=st.booleans(),
     dtype=st.sampled_from(["float64", "float32"]),
     piece=st.sampled_from([64, 1 << 10, 1 << 19]),
+    few=st.sampled_from([0, 1 << 15]),
     seed=st.integers(0, 100),
 )
-def test_any_shape_in_pieces_of_any_size(rows, size, centred, dtype, piece, seed):
-    before = module.PIECE_BYTES
-    module.PIECE_BYTES = piece
+def test_any_shape_in_pieces_of_any_size(rows, size, centred, dtype, piece, few, seed):
+    before = module.PIECE_BYTES, module._FEW_ELEMENTS
+    module.PIECE_BYTES, module._FEW_ELEMENTS = piece, few
     try:
         x, *rest = inputs_of((rows, size), dtype, seed=seed)
         # A row of numbers that hardly differ would amplify all rounding.
         check(x + np.arange(size, dtype=dtype) / size, *rest, centred, 1e-4 if dtype == "float32" else 1e-9)
     finally:
-        module.PIECE_BYTES = before
+        module.PIECE_BYTES, module._FEW_ELEMENTS = before
 
 
 @pytest.mark.parametrize("size", [24, 1200])

@@ -15,6 +15,10 @@ from .scratch import scratch
 PIECE_BYTES = 512 << 10
 # Rows that are added one after the other before their sums are: float32 loses a bit with each doubling.
 _MOST_IN_SEQUENCE = 256
+# Rows of up to so many elements are short, where there are more than so many in all; and the length of their operands.
+_SHORT_ROW = 256
+_FEW_ELEMENTS = 1 << 15
+_SHORT_OPERAND = 4096
 # From the square of so many standard deviations on, a mean is far from 0.
 _FAR = 16
 # Up to so many standard deviations a mean is so near 0 that its square may be taken away from the mean of the squares.
@@ -51,6 +55,43 @@ def rms_norm_grad(
     return _gradients(dy, x, weight, None, rstd, with_weight, False)[:2]
 
 
+class _Broadcast:
+    """Operations of rows with one number a row or one a column.
+
+    NumPy takes broadcast operands of short rows through a buffer. So for many short rows the numbers are written out,
+    and a vector is repeated for several rows.
+    """
+
+    def __init__(self, rows: int, size: int) -> None:
+        self.size = size
+        self.short = 0 < size <= _SHORT_ROW and rows * size > _FEW_ELEMENTS
+        self.repeats = _SHORT_OPERAND // size if self.short else 1
+        narrow_buffer(self.repeats * size)
+
+    def vector(self, values: np.ndarray | None) -> np.ndarray | None:
+        """The operand of `columns` for a vector."""
+        return values if values is None or self.repeats == 1 else np.tile(values, self.repeats)
+
+    def columns(self, operation: np.ufunc, rows: np.ndarray, vector: np.ndarray) -> None:
+        """rows = operation(rows, vector), for contiguous rows."""
+        whole = len(rows) - len(rows) % self.repeats
+        if whole:
+            lines = rows[:whole].reshape(-1, len(vector))
+            operation(lines, vector, out=lines)
+        if whole < len(rows):
+            operation(rows[whole:], vector[: self.size], out=rows[whole:])
+
+    def rows(
+        self, operation: np.ufunc, rows: np.ndarray, numbers: np.ndarray, out: np.ndarray, spare: np.ndarray | None
+    ) -> None:
+        """out = operation(rows, numbers); `spare` is memory to write them out."""
+        column = numbers[:, None]
+        if self.short and spare is not None:
+            np.copyto(spare, column)
+            column = spare
+        operation(rows, column, out=out)
+
+
 def near_variance(rows: np.ndarray, mean: np.ndarray, ones: np.ndarray) -> np.ndarray | None:
     """Put the mean of each row into `mean`; the biased variances, None where they would be small differences."""
     share = rows.dtype.type(1 / rows.shape[1])
@@ -62,11 +103,17 @@ def near_variance(rows: np.ndarray, mean: np.ndarray, ones: np.ndarray) -> np.nd
     return var if (squares <= NEAR * NEAR * var).all() else None
 
 
-def centre(rows: np.ndarray, out: np.ndarray, mean: np.ndarray, ones: np.ndarray) -> np.ndarray:
+def centre(
+    rows: np.ndarray, out: np.ndarray, mean: np.ndarray, ones: np.ndarray, spare: np.ndarray | None = None
+) -> np.ndarray:
     """Put each row less its mean into `out` and the mean into `mean`; the biased variances."""
     share = rows.dtype.type(1 / rows.shape[1])
     np.multiply(dots(rows, ones), share, out=mean)
-    np.subtract(rows, mean[:, None], out=out)
+    column = mean[:, None]
+    if spare is not None:
+        np.copyto(spare, column)
+        column = spare
+    np.subtract(rows, column, out=out)
     var = dots(out, out)
     var *= share
     if (mean * mean > _FAR * var).any():  # such a mean was summed too coarsely, but what it left over was not
@@ -116,12 +163,15 @@ def _normalize(
     step = rows_of_a_piece(size, dtype, PIECE_BYTES)
 
     def work(parts: Iterator[slice]) -> None:
-        narrow_buffer(size)
+        broadcast = _Broadcast(rows, size)
+        weights, biases = broadcast.vector(weight), broadcast.vector(bias)
         with scratch() as memory:
             wide = None if stays else memory.empty((min(step, rows), size), dtype)
+            spares = memory.empty((min(step, rows), size), dtype) if broadcast.short else None
             for part in parts:
                 given, factor = x[part], rstd[part]
                 out = y[part] if wide is None else wide[: len(given)]
+                spare = None if spares is None else spares[: len(given)]
                 if wide is not None:
                     np.copyto(out, given, casting="unsafe")
                     given = out
@@ -129,14 +179,14 @@ def _normalize(
                     var = dots(given, given)
                     var *= share
                 else:
-                    var = centre(given, out, mean[part], ones)
+                    var = centre(given, out, mean[part], ones, spare)
                     given = out
                 inverse_root(var, eps, factor)
-                np.multiply(given, factor[:, None], out=out)
-                if weight is not None:
-                    out *= weight
-                if bias is not None:
-                    out += bias
+                broadcast.rows(np.multiply, given, factor, out, spare)
+                if weights is not None:
+                    broadcast.columns(np.multiply, out, weights)
+                if biases is not None:
+                    broadcast.columns(np.add, out, biases)
                 if wide is not None:
                     np.copyto(y[part], out, casting="unsafe")
 
@@ -168,7 +218,8 @@ def _gradients(
     share = dtype.type(-1 / max(size, 1))
 
     def work(numbers: Iterator[int]) -> None:
-        narrow_buffer(size)
+        broadcast = _Broadcast(rows, size)
+        weights = broadcast.vector(weight)
         with scratch() as memory:
             scaled, products, *wide = (memory.empty((min(step, rows), size), dtype) for _ in range(2 if stays else 3))
             for number in numbers:
@@ -183,9 +234,10 @@ def _gradients(
                     g, given = h, c
                 if by_bias is not None:
                     by_bias[number] = column_sums(g)
-                np.multiply(g, factor[:, None], out=h)
+                broadcast.rows(np.multiply, g, factor, h, product)
                 if mean is not None:
-                    given = np.subtract(given, mean[part, None], out=c)
+                    broadcast.rows(np.subtract, given, mean[part], c, product)
+                    given = c
                 np.multiply(h, given, out=product)
                 if by_weight is not None:
                     by_weight[number] = column_sums(product)
@@ -193,13 +245,13 @@ def _gradients(
                 slope *= factor
                 slope *= factor
                 slope *= share
-                np.multiply(given, slope[:, None], out=c)
+                broadcast.rows(np.multiply, given, slope, c, product)
                 if mean is not None:
                     level = dots(h, along)
                     level *= share
-                    c += level[:, None]
-                if weight is not None:
-                    h *= weight
+                    broadcast.rows(np.add, c, level, c, product)
+                if weights is not None:
+                    broadcast.columns(np.multiply, h, weights)
                 c += h
                 if not stays:
                     np.copyto(dx[part], c, casting="unsafe")
