@@ -95,10 +95,10 @@ def _compile(kernels: Sequence[launch.Kernel], archs: Sequence[str]) -> int:
     start = time.perf_counter()
     rows = list(cuda_compile.compile_kernels(kernels, archs))
     print(cuda_compile.table(rows))
-    spilling = [row for row in rows if row.spill_bytes]
+    spilling = [row for row in rows if row.spill_bytes or row.stack_bytes]
     print(
         f"\n{len(kernels)} kernels for {', '.join(archs)} in {time.perf_counter() - start:.0f} s; "
-        f"{len(spilling) or 'none'} spill registers"
+        f"{len(spilling) or 'none'} spill registers or have a stack"
     )
     return 1 if spilling else 0
 
