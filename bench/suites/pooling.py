@@ -166,7 +166,8 @@ SUITE = Suite(
         )
     ],
     goals=[
-        Goal(f"{operation}{rank}d", ratio=1.0)
+        # Unpooling looks for repeated indices, and PyTorch does not.
+        Goal(f"{operation}{rank}d", ratio=2.0 if operation == "max_unpool" else 1.0)
         for operation, ranks in (
             ("max_pool", (1, 2, 3)), ("avg_pool", (1, 2, 3)), ("lp_pool", (1, 2, 3)), ("max_unpool", (1, 2, 3)),
             ("adaptive_avg_pool", (2,)), ("adaptive_max_pool", (2,)),

@@ -1,4 +1,4 @@
-// Average-pooling of planes, pooling by a p-norm, and their gradients, which gather from the windows that cover an element.
+// Average-pooling of planes, pooling by a p-norm, and their gradients, which gather from the windows over an element.
 // Divisors are PyTorch's: with `count_include_pad` the part of a window inside the padded input, else its part inside
 // the input. A p-norm is (c Σ x^p)^(1/p), c the window's size over its part inside the input.
 #include "pool.cuh"
@@ -64,7 +64,8 @@ __device__ A sum_row(const T* row, int count, A norm) {
 // The sum of a window's elements, of which `powers` are taken first.
 template <class S, bool POWERS, class A>
 __device__ A sum_of(const Pool& pool, const Volume<S>& x, const Place& place) {
-    const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]), width = taps_of(pool, 2, place.at[2]);
+    const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]),
+        width = taps_of(pool, 2, place.at[2]);
     const int count = width.end - width.begin;
     A sum = 0;
     for (int k = depth.begin; k < depth.end; ++k) {
@@ -88,14 +89,14 @@ __device__ A shared_sum_of(const Pool& pool, const Volume<S>& x, const Place& pl
     const Axis &high = pool.axis[1], &wide = pool.axis[2];
     A sum = 0;
     if (place.inside) {
-        const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]), width = taps_of(pool, 2, place.at[2]);
+        const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]),
+            width = taps_of(pool, 2, place.at[2]);
         const int taps = pool.axis[0].kernel * high.kernel * wide.kernel;
         for (int tap = threadIdx.x & (pool.lanes - 1); tap < taps; tap += pool.lanes) {
             const int row = wide.by_kernel.divide(tap), j = tap - row * wide.kernel;
             const int k = high.by_kernel.divide(row), i = row - k * high.kernel;
-            if (k < depth.begin || k >= depth.end || i < height.begin || i >= height.end || j < width.begin || j >= width.end) {
-                continue;
-            }
+            if (k < depth.begin || k >= depth.end || i < height.begin || i >= height.end) continue;
+            if (j < width.begin || j >= width.end) continue;
             const A value = widen(x.row(place.plane, depth.start + k, height.start + i)[width.start + j]);
             sum += POWERS && pool.norm != 0 ? power(value, A(pool.norm)) : value;
         }
@@ -106,7 +107,8 @@ __device__ A shared_sum_of(const Pool& pool, const Volume<S>& x, const Place& pl
 
 // Averages where `norm` is 0, else p-norms.
 template <class T, bool STAGED>
-__global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool(const T* __restrict__ x, T* __restrict__ y, Pool pool) {
+__global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool(
+    const T* __restrict__ x, T* __restrict__ y, Pool pool) {
     using A = Accumulator<T>;
     using S = typename Choice<STAGED, A, T>::type;
     DYNAMIC_SHARED(shared);
@@ -138,10 +140,12 @@ __global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool(con
             sum = shared_sum_of<S, kPowers, A>(pool, source, place);
             if ((threadIdx.x & (pool.lanes - 1)) != 0) continue;
         } else if (place.inside) {
-            sum = kPowers && pool.norm != 0 ? sum_of<S, kPowers, A>(pool, source, place) : sum_of<S, false, A>(pool, source, place);
+            sum = kPowers && pool.norm != 0 ? sum_of<S, kPowers, A>(pool, source, place) :
+                sum_of<S, false, A>(pool, source, place);
         }
         if (!place.inside) continue;
-        values[STAGED ? made.number(place) : made.element(pool.axis[0].count, place)] = narrow<T>(result_of(pool, sum, place));
+        values[STAGED ?
+            made.number(place) : made.element(pool.axis[0].count, place)] = narrow<T>(result_of(pool, sum, place));
     }
     if constexpr (STAGED) {
         __syncthreads();
@@ -150,7 +154,8 @@ __global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool(con
 }
 
 // A plane's one gradient to all of its elements.
-template <class T> __device__ void spread_over_planes(const T* dy, T* dx, const Region& made, int64 plane, const Pool& pool) {
+template <class T>
+__device__ void spread_over_planes(const T* dy, T* dx, const Region& made, int64 plane, const Pool& pool) {
     constexpr int kVector = 16 / sizeof(T);
     using A = Accumulator<T>;
     const auto share = [&](int i) {
@@ -212,9 +217,11 @@ __global__ void __launch_bounds__(kPoolBlock, kResident<T, STAGED>) avg_pool_inp
                     const A* row = shares.row(place.plane, d, h);
                     for (int w = width.first; w < width.stop; ++w) sum += row[w];
                 } else {
-                    const int64 row = (tile.plane + place.plane) * pool.windows() + (d * pool.axis[1].count + h) * pool.axis[2].count;
+                    const int64 row = (tile.plane + place.plane) * pool.windows() + (d * pool.axis[1].count +
+                        h) * pool.axis[2].count;
                     for (int w = width.first; w < width.stop; ++w) {
-                        sum += share_of(pool, A(widen(dy[row + w])), pool.norm != 0 ? A(widen(y[row + w])) : A(0), d, h, w);
+                        sum += share_of(pool, A(widen(dy[row + w])), pool.norm != 0 ? A(widen(y[row +
+                            w])) : A(0), d, h, w);
                     }
                 }
             }

@@ -1,5 +1,6 @@
-// Max-pooling of planes, its gradient, and what else its offsets are good for. An offset is the number of a maximum's tap
-// in its window, (k * kernel_h + i) * kernel_w + j. The gradient adds without atomics, in an order that never changes.
+// Max-pooling of planes, its gradient, and what else its offsets are good for. An offset is the number of a maximum's
+// tap in its window, (k * kernel_h + i) * kernel_w + j. The gradient adds without atomics, in an order that never
+// changes.
 #include "pool.cuh"
 
 __device__ inline int load_offset(const void* offsets, int64 i, int bytes) {
@@ -72,14 +73,16 @@ __device__ void offer_row(const T* row, int step, int count, int number, Best<Ac
 
 template <class T>
 __device__ Best<Accumulator<T>> best_of(const Pool& pool, const Volume<T>& x, const Place& place) {
-    const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]), width = taps_of(pool, 2, place.at[2]);
+    const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]),
+        width = taps_of(pool, 2, place.at[2]);
     const int step = pool.axis[2].dilation, count = width.end - width.begin;
     Best<Accumulator<T>> best;
     // Nothing replaces the first tap inside the input where there is only -inf.
     best.tap = (depth.begin * pool.axis[1].kernel + height.begin) * pool.axis[2].kernel + width.begin;
     for (int k = depth.begin; k < depth.end; ++k) {
         for (int i = height.begin; i < height.end; ++i) {
-            const T* row = x.row(place.plane, depth.start + k * pool.axis[0].dilation, height.start + i * pool.axis[1].dilation) +
+            const T* row = x.row(place.plane, depth.start + k * pool.axis[0].dilation,
+                                 height.start + i * pool.axis[1].dilation) +
                            width.start + width.begin * step;
             const int number = (k * pool.axis[1].kernel + i) * pool.axis[2].kernel + width.begin;
             if (count == 3 && step == 1) {
@@ -100,14 +103,14 @@ __device__ Best<Accumulator<T>> shared_best_of(const Pool& pool, const Volume<T>
     const Axis &deep = pool.axis[0], &high = pool.axis[1], &wide = pool.axis[2];
     Best<Accumulator<T>> best;
     if (place.inside) {
-        const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]), width = taps_of(pool, 2, place.at[2]);
+        const Taps depth = taps_of(pool, 0, place.at[0]), height = taps_of(pool, 1, place.at[1]),
+            width = taps_of(pool, 2, place.at[2]);
         const int taps = deep.kernel * high.kernel * wide.kernel;
         for (int tap = threadIdx.x & (pool.lanes - 1); tap < taps; tap += pool.lanes) {
             const int row = wide.by_kernel.divide(tap), j = tap - row * wide.kernel;
             const int k = high.by_kernel.divide(row), i = row - k * high.kernel;
-            if (k < depth.begin || k >= depth.end || i < height.begin || i >= height.end || j < width.begin || j >= width.end) {
-                continue;
-            }
+            if (k < depth.begin || k >= depth.end || i < height.begin || i >= height.end) continue;
+            if (j < width.begin || j >= width.end) continue;
             if (best.tap < 0) best.tap = tap;
             best.offer(widen(x.row(place.plane, depth.start + k * deep.dilation, height.start + i * high.dilation)
                                  [width.start + j * wide.dilation]), tap);
@@ -219,7 +222,8 @@ __global__ void __launch_bounds__(kPoolBlock, kResident<T, true>) max_pool_scatt
         for (int h = 0; h < high.classes; ++h) {
             for (int w = 0; w < wide.classes; ++w) {
                 for (int number = threadIdx.x; number < windows; number += kPoolBlock) {
-                    const int row = wide.by_reach.divide(number), slice = high.by_reach.divide(row), plane = deep.by_reach.divide(slice);
+                    const int row = wide.by_reach.divide(number), slice = high.by_reach.divide(row),
+                        plane = deep.by_reach.divide(slice);
                     const int window[3] = {
                         seen.along[0].first + d + (slice - plane * deep.reach) * deep.classes,
                         seen.along[1].first + h + (row - slice * high.reach) * high.classes,
@@ -267,7 +271,8 @@ __global__ void __launch_bounds__(kPoolBlock, kResident<T, false>) max_pool_scat
                     int at[3];
                     const bool here = pool.offset_bytes == 8
                                           ? offset == position
-                                          : find(pool, window, offset, at) && at[0] == place.at[0] && at[1] == place.at[1] && at[2] == place.at[2];
+                                          : find(pool, window, offset, at) && at[0] == place.at[0] &&
+                                              at[1] == place.at[1] && at[2] == place.at[2];
                     if (here) sum += widen(dy[from]);
                 }
             }

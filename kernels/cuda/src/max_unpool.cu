@@ -1,5 +1,5 @@
-// Max-unpooling: planes of zeros with each element at its position. Of several elements for one place the last in memory
-// stays: the largest number wins by an integer maximum, whatever the order in which threads come.
+// Max-unpooling: planes of zeros with each element at its position. Of several elements for one place the last in
+// memory stays: the largest number wins by an integer maximum, whatever the order in which threads come.
 #include "divisor.cuh"
 
 constexpr int kUnpoolBlock = 256;
@@ -15,9 +15,11 @@ struct Planes {
 
 // Calls take(plane, element) for this thread's elements.
 template <class Take> __device__ void over_elements(const Planes& planes, Take take) {
-    const int group = planes.by_chunks.divide(blockIdx.x), start = (int(blockIdx.x) - group * planes.chunks) * planes.chunk;
+    const int group = planes.by_chunks.divide(blockIdx.x);
+    const int start = (int(blockIdx.x) - group * planes.chunks) * planes.chunk;
     const int64 first = int64(group) * planes.planes_per_block;
-    const int stop = planes.planes_per_block > 1 ? int(min(int64(planes.planes_per_block), planes.planes - first)) * planes.elements
+    const int stop = planes.planes_per_block > 1 ?
+        int(min(int64(planes.planes_per_block), planes.planes - first)) * planes.elements
                                                  : min(planes.chunk, planes.elements - start);
     for (int i = threadIdx.x; i < stop; i += kUnpoolBlock) {
         const int plane = planes.planes_per_block > 1 ? planes.by_elements.divide(i) : 0;
@@ -51,10 +53,11 @@ __global__ void __launch_bounds__(kUnpoolBlock, 4) max_unpool(
 // The elements at the positions; with `winners` 0 for those that another one replaced.
 template <class Bits>
 __global__ void __launch_bounds__(kUnpoolBlock, 4) max_unpool_gather(
-    const Bits* __restrict__ dy, const int64* __restrict__ positions, const int32* __restrict__ winners, Bits* __restrict__ dx,
-    Planes planes) {
+    const Bits* __restrict__ dy, const int64* __restrict__ positions, const int32* __restrict__ winners,
+    Bits* __restrict__ dx, Planes planes) {
     over_elements(planes, [&](int64 plane, int element) {
-        const int64 to = plane * planes.elements + element, position = positions[to], from = plane * planes.others + position;
+        const int64 to = plane * planes.elements + element, position = positions[to], from = plane * planes.others +
+            position;
         const bool kept = is_place(position, planes.others) && (winners == nullptr || winners[from] == element);
         dx[to] = kept ? dy[from] : Bits(0);
     });

@@ -150,9 +150,12 @@ struct Region {
     __device__ int size() const { return planes * of_plane(); }
     // The number within the region, whose elements lie one after the other in shared memory.
     __device__ int number(int plane, int d, int h, int w) const {
-        return ((plane * length(0) + d - along[0].first) * length(1) + h - along[1].first) * length(2) + w - along[2].first;
+        return ((plane * length(0) + d - along[0].first) * length(1) + h - along[1].first) * length(2) +
+            w - along[2].first;
     }
-    __device__ int number(const Place& place) const { return number(place.plane, place.at[0], place.at[1], place.at[2]); }
+    __device__ int number(const Place& place) const {
+        return number(place.plane, place.at[0], place.at[1], place.at[2]);
+    }
     // The element's number in the array.
     __device__ int64 element(int64 depth, const Place& place) const {
         return first + place.plane * (depth * slice) + int64(place.at[0] - along[0].first) * slice +
@@ -172,7 +175,8 @@ __device__ inline Region input_of(const Pool& pool, const Tile& tile) {
         const int stop = pool.adaptive ? high.start + high.end : high.start + (axis.kernel - 1) * axis.dilation + 1;
         along[a] = whole_if(axis.tiles == 1, axis.size, {max(low.start, 0), min(stop, axis.size)});
     }
-    return Region(tile.plane, tile.planes, pool.axis[0].size, pool.axis[1].size, pool.axis[2].size, along[0], along[1], along[2]);
+    return Region(tile.plane, tile.planes, pool.axis[0].size, pool.axis[1].size,
+        pool.axis[2].size, along[0], along[1], along[2]);
 }
 
 // The windows that meet a tile of the input.
@@ -185,7 +189,8 @@ __device__ inline Region windows_of(const Pool& pool, const Tile& tile) {
         const Span part = {first, max(windows_over(pool, a, tile.along[a].stop - 1).stop, first)};
         along[a] = whole_if(axis.tiles == 1, axis.count, part);
     }
-    return Region(tile.plane, tile.planes, pool.axis[0].count, pool.axis[1].count, pool.axis[2].count, along[0], along[1], along[2]);
+    return Region(tile.plane, tile.planes, pool.axis[0].count, pool.axis[1].count,
+        pool.axis[2].count, along[0], along[1], along[2]);
 }
 
 __device__ inline Region region_of_windows(const Pool& pool, const Tile& tile) {
@@ -216,7 +221,7 @@ template <int COUNT, class S, class T> __device__ void move_vector(const T* from
     if constexpr (sizeof(S) == sizeof(T)) {
         *reinterpret_cast<Pack<S, COUNT>*>(to) = *reinterpret_cast<const Pack<T, COUNT>*>(from);
     } else if constexpr (sizeof(S) > sizeof(T)) {
-        // A second part lies 16 bytes after the first, so that lanes would meet in half of the banks: some begin with it.
+        // A second part lies 16 bytes after the first, so that lanes would meet in half of the banks: some begin there.
         const bool second = (threadIdx.x >> 2) % 2 != 0;
         const Pack<T, COUNT> values = *reinterpret_cast<const Pack<T, COUNT>*>(from);
         Pack<S, COUNT / 2> first, last;
