@@ -39,7 +39,7 @@ SANITIZE = Build(("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-re
 # Each access of a kernel stays one access: nothing is split, merged, or made a call of memset.
 TRACE = Build(
     tuple(
-        "-O2 -g1 -DCUDA_ON_HOST_TRACE -fsanitize=thread -fno-tree-sra -fno-ipa-sra -fno-tree-vectorize "
+        "-O2 -DCUDA_ON_HOST_TRACE -fsanitize=thread -fno-tree-sra -fno-ipa-sra -fno-tree-vectorize "
         "-fno-tree-slp-vectorize -fno-store-merging -fno-tree-loop-distribute-patterns -fno-tree-tail-merge "
         "-fno-crossjumping -fno-thread-jumps -fno-optimize-sibling-calls".split()
     ),

@@ -280,8 +280,10 @@ inline void run_threads() {
 
 // ---- meetings
 
+inline bool same_text(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+
 inline bool same_place(const Thread& a, const Thread& b) {
-    return b.waits_at && a.line == b.line && a.mask == b.mask && !strcmp(a.waits_at, b.waits_at) && !strcmp(a.file, b.file);
+    return b.waits_at && a.line == b.line && a.mask == b.mask && same_text(a.waits_at, b.waits_at) && same_text(a.file, b.file);
 }
 
 // Waits for all threads of the block at the same line; returns in how many of them `value` was true.
@@ -314,8 +316,8 @@ inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value
     if (lanes < 32 && mask >> lanes) fail(std::string(name) + ": the mask names lanes that the block does not have");
     me.waits_at = name, me.file = file, me.line = line, me.mask = mask, me.value = value;
     bool all = true;
-    for (size_t i = 0; i < 32; ++i)
-        if (mask >> i & 1) all = all && same_place(me, state.threads[first + i]);
+    for (size_t i = 32; all && i-- > 0;)  // in order the last lane comes last
+        if (mask >> i & 1) all = same_place(me, state.threads[first + i]);
     if (all) {
         if (unsigned(__builtin_popcount(mask)) == (lanes < 32 ? lanes : 32)) trace::threads_met(int(first), 32);
         for (size_t i = 0; i < 32; ++i)
