@@ -2,9 +2,9 @@
 // groups are too narrow to fill a tile.
 #include "conv.cuh"
 
-// Blocks end where images end, which spares a division of 64 bits. It waits for memory: eight blocks a multiprocessor.
+// Blocks end where images end, which spares a division of 64 bits. It waits for memory: many blocks a multiprocessor.
 template <class T>
-__global__ void __launch_bounds__(256, 8)
+__global__ void __launch_bounds__(256, 6)
     gather_direct(const T* __restrict__ source, const T* __restrict__ filter, const T* __restrict__ bias,
                   T* __restrict__ target, Gather g) {
     const int32 image_plane = g.out_h * g.out_w, plane = g.out_d * image_plane, rows = g.groups * g.rows;

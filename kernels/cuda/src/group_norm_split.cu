@@ -7,12 +7,20 @@ struct RowPart {
     int part;
     int64 begin;
     int count;
+    int channel;    // where it begins
+    uint32 within;  // and where in that channel
 
     __device__ explicit RowPart(const GroupNorm& norm)
         : row(blockIdx.x / norm.parts),
           part(blockIdx.x % norm.parts),
           begin(int64(part) * norm.chunk),
-          count(int(min(int64(norm.chunk), norm.size - begin))) {}
+          count(int(min(int64(norm.chunk), norm.size - begin))),
+          channel(int(begin / norm.length)),
+          within(uint32(begin - int64(channel) * norm.length)) {}
+
+    __device__ int channel_of(const GroupNorm& norm, int place) const {
+        return channel + int((within + uint32(place)) / uint32(norm.length));
+    }
 };
 
 // The moments of each part of each row, of the distances from the row's first value: (rows, parts, 3).
@@ -45,10 +53,10 @@ __global__ void __launch_bounds__(kBlock) group_norm_moments(
 // Calls `change(channel, values, item)` for what stands at each place of one step.
 template <class T, class Change>
 __device__ void by_channel(const GroupNorm& norm, const RowPart& mine, const Places<T>& places, int step, Change change) {
-    int channel = norm.vectors ? int((mine.begin + places.at(step)) / norm.length) : 0;
+    int channel = norm.vectors ? mine.channel_of(norm, places.at(step)) : 0;
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
-        if (!norm.vectors) channel = min(int((mine.begin + places.at(step, i)) / norm.length), norm.depth - 1);
+        if (!norm.vectors) channel = min(mine.channel_of(norm, places.at(step, i)), norm.depth - 1);
         change(channel, i);
     }
 }
@@ -62,11 +70,9 @@ __global__ void __launch_bounds__(kBlock) group_norm_apply(
     using A = Accumulator<T>;
     const RowPart mine(norm);
     const int lane = threadIdx.x % kWarpSize;
-    auto seen = Moments<A>::nothing();
-    if (lane < norm.parts) {
-        parts += 3 * (mine.row * norm.parts + lane);
-        seen = {parts[0], parts[1], parts[2]};
-    }
+    const bool has = lane < norm.parts;
+    parts += 3 * (mine.row * norm.parts + (has ? lane : 0));
+    const Moments<A> seen = {has ? parts[0] : A(0), has ? parts[1] : A(0), has ? parts[2] : A(0)};
     const A pivot = widen(x[mine.row * norm.size]);
     const Statistics<A> of(norm, pivot, warp_merge(seen));
     if (mine.part == 0 && threadIdx.x == 0) of.store(means, rstds, mine.row);
@@ -122,7 +128,7 @@ __global__ void __launch_bounds__(kBlock) group_norm_sums(
 
 // dx from these sums, of which each channel has `sums`.
 template <class T>
-__global__ void __launch_bounds__(kBlock) group_norm_grad_apply(
+__global__ void __launch_bounds__(kBlock, 4) group_norm_grad_apply(
     const T* __restrict__ dy, const T* __restrict__ x, const void* __restrict__ weight,
     const Accumulator<T>* __restrict__ means, const Accumulator<T>* __restrict__ rstds,
     const Accumulator<T>* __restrict__ partials, T* __restrict__ dx, GroupNorm norm, int sums) {
