@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..geometry.activation import planes, slope_from_output
+from ..geometry.activation import planes
 from . import parallel
 from .activation_formulas import FORMULAS, gradient
 from .activation_smooth import sigmoid, sigmoid_slope
@@ -17,8 +17,6 @@ from .scratch import scratch
 Array = np.ndarray
 # Calls with the pieces of the inputs, then those of the results, all of the type to compute in.
 Compute = Callable[..., None]
-# From so many pieces on a second thread gains more than it costs, whatever is computed.
-_MANY = 4
 
 
 def activation(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
@@ -28,7 +26,7 @@ def activation(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
         formulas.value(x.ravel(), y.reshape(-1), Work(None, x.size, x.dtype), a, b)
     else:
         value = formulas.value
-        _elementwise([x], [y], lambda work, x, y: value(x, y, work, a, b), formulas.heavy)
+        _elementwise([x], [y], lambda work, x, y: value(x, y, work, a, b))
     return y
 
 
@@ -38,7 +36,7 @@ def activation_with_slope(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -
     if both is None or x.dtype.itemsize == 2:
         return activation(x, kind, a, b), None
     y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    _elementwise([x], [y, slope], lambda work, x, y, slope: both(x, y, slope, work, a, b), True)
+    _elementwise([x], [y, slope], lambda work, x, y, slope: both(x, y, slope, work, a, b))
     return y, slope
 
 
@@ -48,8 +46,7 @@ def activation_input_grad(dy: Array, saved: Array, kind: str, a: float = 0.0, b:
     if formulas.quiet and _is_one_piece(dy):
         gradient(kind, dy.ravel(), saved.ravel(), dx.reshape(-1), Work(None, dy.size, dy.dtype), a, b)
     else:
-        heavy = formulas.heavy and not slope_from_output(kind, a)
-        _elementwise([dy, saved], [dx], lambda work, dy, saved, dx: gradient(kind, dy, saved, dx, work, a, b), heavy)
+        _elementwise([dy, saved], [dx], lambda work, dy, saved, dx: gradient(kind, dy, saved, dx, work, a, b))
     return dx
 
 
@@ -96,9 +93,9 @@ def _is_one_piece(x: Array) -> bool:
     return x.nbytes <= PIECE_BYTES and x.dtype.itemsize > 2
 
 
-def _elementwise(inputs: list[Array], results: list[Array], compute: Compute, heavy: bool = False) -> None:
+def _elementwise(inputs: list[Array], results: list[Array], compute: Compute) -> None:
     # A C-contiguous array is its own ravel.
-    in_pieces([array.ravel() for array in inputs], [array.reshape(-1) for array in results], compute, heavy)
+    in_pieces([array.ravel() for array in inputs], [array.reshape(-1) for array in results], compute)
 
 
 def _by_rows(inputs: list[Array], results: list[Array], compute: Compute) -> None:
@@ -117,11 +114,8 @@ def _by_rows(inputs: list[Array], results: list[Array], compute: Compute) -> Non
             array[part] = values.reshape(part.stop - part.start, columns)
 
 
-def in_pieces(inputs: list[Array], results: list[Array], compute: Compute, heavy: bool = False) -> None:
-    """Call `compute(work, *inputs, *results)` with pieces of flat, contiguous arrays, halves as float32.
-
-    `heavy`: what takes so long that two pieces are worth two threads.
-    """
+def in_pieces(inputs: list[Array], results: list[Array], compute: Compute) -> None:
+    """Call `compute(work, *inputs, *results)` with pieces of flat, contiguous arrays, halves as float32."""
     size, stored = results[0].size, results[0].dtype
     dtype = compute_dtype(stored)
     step = PIECE_BYTES // dtype.itemsize
@@ -147,4 +141,4 @@ def in_pieces(inputs: list[Array], results: list[Array], compute: Compute, heavy
                     np.copyto(array, source, casting="unsafe")
 
     pieces = parallel.split(size, step)
-    parallel.share(run, pieces, None if heavy or len(pieces) >= _MANY else 1)
+    parallel.share(run, pieces, parallel.worth(size * dtype.itemsize))

@@ -28,7 +28,6 @@ class Formulas(NamedTuple):
     gate: Gate | None = None
     factor: float = 1.0  # of a gated gradient
     both: Callable[[Array, Array, Array, Work, float, float], None] | None = None  # (x, y, slope, ...)
-    heavy: bool = False  # has an exponential: two pieces are worth two threads
     quiet: bool = False  # no number makes it warn
 
 
@@ -127,26 +126,24 @@ def _threshold_gate(x: Array, work: Work, a: float, b: float) -> Array:
 FORMULAS = {
     "relu": Formulas(_relu, quiet=True),  # _relu_grad
     "leaky_relu": Formulas(_leaky_relu, _leaky_relu_slope),
-    "elu": Formulas(smooth.elu, smooth.elu_slope, heavy=True),
-    "selu": Formulas(smooth.selu, smooth.selu_slope, heavy=True),
-    "celu": Formulas(smooth.celu, smooth.celu_slope, heavy=True),
-    "gelu": Formulas(smooth.gelu, smooth.from_both(smooth.gelu_both), both=smooth.gelu_both, heavy=True),
-    "gelu_tanh": Formulas(
-        smooth.gelu_tanh, smooth.from_both(smooth.gelu_tanh_both), both=smooth.gelu_tanh_both, heavy=True
-    ),
-    "silu": Formulas(smooth.silu, smooth.from_both(smooth.silu_both), both=smooth.silu_both, heavy=True),
-    "mish": Formulas(smooth.mish, smooth.from_both(smooth.mish_both), both=smooth.mish_both, heavy=True),
-    "softplus": Formulas(smooth.softplus, smooth.softplus_slope, heavy=True),
+    "elu": Formulas(smooth.elu, smooth.elu_slope),
+    "selu": Formulas(smooth.selu, smooth.selu_slope),
+    "celu": Formulas(smooth.celu, smooth.celu_slope),
+    "gelu": Formulas(smooth.gelu, smooth.from_both(smooth.gelu_both), both=smooth.gelu_both),
+    "gelu_tanh": Formulas(smooth.gelu_tanh, smooth.from_both(smooth.gelu_tanh_both), both=smooth.gelu_tanh_both),
+    "silu": Formulas(smooth.silu, smooth.from_both(smooth.silu_both), both=smooth.silu_both),
+    "mish": Formulas(smooth.mish, smooth.from_both(smooth.mish_both), both=smooth.mish_both),
+    "softplus": Formulas(smooth.softplus, smooth.softplus_slope),
     "hardtanh": Formulas(_hardtanh, gate=_hardtanh_gate),
     "hardsigmoid": Formulas(_hardsigmoid, gate=_hardsigmoid_gate, factor=1 / 6),
     "hardswish": Formulas(_hardswish, _hardswish_slope),
-    "sigmoid": Formulas(smooth.sigmoid, smooth.sigmoid_slope, heavy=True),
-    "tanh": Formulas(smooth.tanh, smooth.tanh_slope, heavy=True),
-    "logsigmoid": Formulas(smooth.logsigmoid, smooth.logsigmoid_slope, heavy=True),
-    "softsign": Formulas(smooth.softsign, smooth.softsign_slope, heavy=True),
+    "sigmoid": Formulas(smooth.sigmoid, smooth.sigmoid_slope),
+    "tanh": Formulas(smooth.tanh, smooth.tanh_slope),
+    "logsigmoid": Formulas(smooth.logsigmoid, smooth.logsigmoid_slope),
+    "softsign": Formulas(smooth.softsign, smooth.softsign_slope),
     "softshrink": Formulas(_softshrink, gate=_shrink_gate),
     "hardshrink": Formulas(_hardshrink, gate=_shrink_gate),
-    "tanhshrink": Formulas(smooth.tanhshrink, smooth.tanhshrink_slope, heavy=True),
+    "tanhshrink": Formulas(smooth.tanhshrink, smooth.tanhshrink_slope),
     "threshold": Formulas(_threshold, gate=_threshold_gate),
 }
 

@@ -70,7 +70,7 @@ class _Channels:
                     work.cut((piece.stop - piece.start) * self.length)
                     compute(work, piece)
 
-        parallel.share(run, self.pieces)
+        parallel.share(run, self.pieces, parallel.worth(self.lines * self.length * self.dtype.itemsize))
 
     def wide(self, array: Array, work: Work, number: int) -> Array:
         """A piece in the type to compute in."""

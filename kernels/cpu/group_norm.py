@@ -58,7 +58,8 @@ def group_norm(
                     np.copyto(y[part], out, casting="unsafe")
 
     if x.size:
-        parallel.share(work, parallel.split(shape.rows, rows_of_a_piece(shape.size, dtype, PIECE_BYTES)))
+        pieces = parallel.split(shape.rows, rows_of_a_piece(shape.size, dtype, PIECE_BYTES))
+        parallel.share(work, pieces, parallel.worth(x.nbytes))
     return y.reshape(x.shape), mean.reshape(shape.outer), rstd.reshape(shape.outer)
 
 
@@ -120,7 +121,8 @@ def group_norm_grad(
                     np.copyto(dx[part], c, casting="unsafe")
 
     if x.size:
-        parallel.share(work, parallel.split(shape.rows, rows_of_a_piece(shape.size, dtype, PIECE_BYTES)))
+        pieces = parallel.split(shape.rows, rows_of_a_piece(shape.size, dtype, PIECE_BYTES))
+        parallel.share(work, pieces, parallel.worth(x.nbytes))
     kind = x.dtype if weight is None else weight.dtype
     by_weight = shape.of_channels(products).astype(kind) if with_weight else None
     by_bias = shape.of_channels(sums).astype(kind) if with_bias else None

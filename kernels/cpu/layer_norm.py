@@ -190,7 +190,7 @@ def _normalize(
                 if wide is not None:
                     np.copyto(y[part], out, casting="unsafe")
 
-    parallel.share(work, parallel.split(rows, step))
+    parallel.share(work, parallel.split(rows, step), parallel.worth(y.nbytes))
     return y, rstd
 
 
@@ -256,7 +256,7 @@ def _gradients(
                 if not stays:
                     np.copyto(dx[part], c, casting="unsafe")
 
-    parallel.share(work, range(len(parts)))
+    parallel.share(work, range(len(parts)), parallel.worth(dx.nbytes))
     return dx, _added(by_weight, kind), _added(by_bias, kind)
 
 

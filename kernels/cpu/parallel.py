@@ -20,6 +20,10 @@ Piece = TypeVar("Piece")
 # Up to this many multiplications OpenBLAS computes a product on the calling thread.
 SMALL_PRODUCT = (1 << 19) - 1
 
+# Two threads hand the interpreter over at every NumPy call: results of fewer bytes are made sooner by one, where they
+# take many calls.
+_SHARED_BYTES = 4 << 20
+
 _VARIABLE = "ADJOINT_NUM_THREADS"
 
 _threads: int | None = None
@@ -64,6 +68,11 @@ def share(work: Callable[[Iterator[Piece]], Any], pieces: Sequence[Piece], limit
     for error in errors:
         if error is not None:
             raise error
+
+
+def worth(nbytes: int) -> int | None:
+    """The `limit` of threads for results of so many bytes that many calls make: 1, or None for all."""
+    return 1 if nbytes < _SHARED_BYTES else None
 
 
 def split(count: int, step: int) -> list[slice]:

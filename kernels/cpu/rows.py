@@ -9,7 +9,6 @@ import numpy as np
 from . import parallel
 
 _PIECE_BYTES = 2 << 20  # smaller ones are passed on too often
-_SHARED_BYTES = 512 << 10  # to start another thread for less costs more than it saves
 # Above this OpenBLAS shares a dot product among its own threads.
 _LONGEST_DOT = 8192
 # NumPy copies one number per row into a buffer, once for each column, where two rows fit into it.
@@ -24,7 +23,7 @@ def rows_of_a_piece(size: int, dtype: np.dtype, piece_bytes: int = _PIECE_BYTES)
 def split_rows(rows: int, size: int, dtype: np.dtype) -> list[slice]:
     """Rows of `size` elements in pieces: one for each thread where they are large enough to be shared at all."""
     step = rows_of_a_piece(size, dtype)
-    if rows * size * dtype.itemsize >= _SHARED_BYTES:
+    if parallel.worth(rows * size * dtype.itemsize) is None:
         step = min(step, -(-rows // parallel.threads()))
     return parallel.split(rows, step)
 

@@ -140,7 +140,8 @@ class Runs:
                 with scratch() as memory:
                     results[number] = work(self.pieces[number], memory)
 
-        parallel.share(each, range(len(self.pieces)))
+        nbytes = self.count * self.shape[1] * self.dtype.itemsize
+        parallel.share(each, range(len(self.pieces)), parallel.worth(nbytes))
         return results
 
     def add_up(self, work: Callable[[Piece, Scratch], tuple[Array, Array]]) -> tuple[Array, Array]:
