@@ -3,7 +3,7 @@
 #   VENV=DIR               another place for the environment; VENV= (empty): none, $(PYTHON) as it is
 #   EXTRAS=test,examples   what `make test` installs; with `peers` the comparison with PyTorch runs too
 #   PEERS=                 (empty) `make bench` without PyTorch
-#   ARGS="-k conv"         handed to pytest, to the benchmark runner, to the demo or to the kernel report
+#   ARGS="-k conv"         handed to pytest (-n auto: on all cores), to the benchmark runner, to the demo or to the kernel report
 
 PYTHON ?= python3
 VENV ?= .venv
