@@ -44,8 +44,9 @@ def test_a_case_keeps_its_limits(measured, name):
 
 @traced
 @needs_nvrtc
-def test_no_kernel_of_the_cases_spills(measured):
-    fits = measure.fits(list(measured.values()))
+def test_kernels_of_the_cases_fit_and_do_not_spill(measured):
+    # One case of each family: test_cuda_compile.py holds all variants to it.
+    fits = measure.fits(list({of.case.family: of for of in measured.values()}.values()))
     spilling = {(str(use.kernel), fit.resources.arch) for use, of in fits.items() for fit in of if fit.spills}
     assert not spilling
     assert all(fit.occupancy > 0 for of in fits.values() for fit in of)
