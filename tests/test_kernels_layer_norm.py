@@ -201,7 +201,7 @@ ERRORS = [
     ),
     (
         TypeError,
-        "layer_norm: beside x of float16 vectors must be all float16 or all float32, got: weight is float16, bias is",
+        "layer_norm: beside x of float16 vectors must be all float32 or all float16, got: weight is float16, bias is",
         lambda: kernels.layer_norm(X.astype("f2"), V.astype("f2"), V),
     ),
     (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import geometry
-from .checks import FLOATS, Array, check_arrays, same_kind, side
+from .checks import Array, check_arrays, check_vectors, same_kind, side
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -104,24 +104,10 @@ def batch_norm_grad(
 
 def _check(operation: str, x: Array, vectors: dict[str, Array | None], images: dict[str, Array | None]) -> None:
     check_arrays(operation, x=x, **images)
-    given = {name: vector for name, vector in vectors.items() if vector is not None}
-    for vector in given.values():
-        if type(vector) is not type(x) or vector.dtype != x.dtype:
-            _check_mixed(operation, x, given)
-            break
+    check_vectors(operation, x, **vectors)
     geometry.batch_norm(
         operation,
         x.shape,
-        {name: vector.shape for name, vector in given.items()},
+        {name: vector.shape for name, vector in vectors.items() if vector is not None},
         {name: image.shape for name, image in images.items() if image is not None},
     )
-
-
-def _check_mixed(operation: str, x: Array, vectors: dict[str, Array]) -> None:
-    same_kind(operation, x=x, **vectors)
-    dtypes = {name: vector.dtype.name for name, vector in vectors.items()}
-    allowed = [x.dtype.name] if x.dtype.itemsize > 2 else [x.dtype.name, "float32"]
-    if len(set(dtypes.values())) > 1 or not set(dtypes.values()) <= set(allowed):
-        wanted = " or all ".join(name for name in FLOATS if name in allowed)
-        listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"{operation}: beside x of {x.dtype} vectors must be all {wanted}, got: {listing}")

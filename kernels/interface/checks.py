@@ -67,7 +67,6 @@ def check_vectors(operation: str, x: Array, **vectors: Array | None) -> None:
     dtypes = {name: vector.dtype.name for name, vector in vectors.items() if vector is not None}
     allowed = [x.dtype.name] if x.dtype.itemsize > 2 else [x.dtype.name, "float32"]
     if len(set(dtypes.values())) > 1 or not set(dtypes.values()) <= set(allowed):
+        wanted = " or all ".join(name for name in FLOATS if name in allowed)
         listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(
-            f"{operation}: beside x of {x.dtype} vectors must be all {' or all '.join(allowed)}, got: {listing}"
-        )
+        raise TypeError(f"{operation}: beside x of {x.dtype} vectors must be all {wanted}, got: {listing}")
