@@ -252,6 +252,7 @@ from .engine.operations.special import (
 from .engine.random import Generator, get_rng_state, initial_seed, manual_seed, seed, set_rng_state
 from .engine.saving import load, save
 from .engine.tensor import Tensor
+from .kernels.precision import get_float32_matmul_precision, set_float32_matmul_precision
 from .nn import data, optim
 
 __version__ = "0.1.0"
