@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -12,7 +11,8 @@ import pytest
 
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda, geometry
-from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda import conv_choice, launch
+from adjoint.kernels.cuda.conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Direct, Problem, Tile, choose
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -23,7 +23,6 @@ from cuda_on_host import (
 )
 
 cuda_device = device_fixture()
-conv = importlib.import_module("adjoint.kernels.cuda.conv")
 
 TOLERANCE = {"float64": 1e-13, "float32": 3e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
@@ -146,7 +145,7 @@ def test_parity(cuda_device, case, dtype):
     before = [array.copy() for array in given]
     wanted = expected(case, *given)
     on_device = [cuda_device.put(array) for array in given]
-    for got, reference in zip(computed(conv, case, on_device), wanted, strict=True):
+    for got, reference in zip(computed(cuda, case, on_device), wanted, strict=True):
         assert_close(cuda_device.get(got), reference, dtype)
     for array, copy in zip(on_device, before, strict=True):
         np.testing.assert_array_equal(cuda_device.get(array), copy)
@@ -156,7 +155,7 @@ def test_parity(cuda_device, case, dtype):
 def test_parity_of_empty_arrays(cuda_device, case):
     given = arrays(case, "float32")
     on_device = [cuda_device.put(array) for array in given]
-    for got, wanted in zip(computed(conv, case, on_device), expected(case, *given), strict=True):
+    for got, wanted in zip(computed(cuda, case, on_device), expected(case, *given), strict=True):
         assert_close(cuda_device.get(got), wanted, "float32")
 
 
@@ -164,8 +163,14 @@ def test_parity_of_empty_arrays(cuda_device, case):
 def test_parity_with_the_numpy_kernels(cuda_device, case):
     given = arrays(case, "float32", seed=1)
     on_device = [cuda_device.put(array) for array in given]
-    for got, wanted in zip(computed(conv, case, on_device), computed(cpu, case, given), strict=True):
+    for got, wanted in zip(computed(cuda, case, on_device), computed(cpu, case, given), strict=True):
         assert_close(cuda_device.get(got), wanted.astype(np.float64), "float32")
+
+
+def problem(operation, c_type, groups=1, rows=64, channels=64, taps=1, pixels=1000, **settings):
+    """A convolution on a device without tensor cores."""
+    settings = {"precision": "highest", "capability": 70} | settings
+    return Problem(operation, c_type, groups=groups, rows=rows, channels=channels, taps=taps, pixels=pixels, **settings)
 
 
 TILED = Case("every tile", (2, 18, 7, 9), (20, 18, 2, 3), (1, 2), ((1, 0), (1, 2)))
@@ -178,13 +183,14 @@ def test_parity_of_every_tile(cuda_device, dtype, monkeypatch):
     y, dx, dw = expected(TILED, *given)
     x, weight, bias, dy = (cuda_device.put(array) for array in given)
     c_type, settings = launch.c_type(dtype), TILED.settings
-    for tile in (None, *conv._tiles(conv._GATHER_TILES, c_type)):
-        monkeypatch.setattr(conv, "gather_tile", lambda *_, tile=tile: tile)
-        assert_close(cuda_device.get(conv.conv(x, weight, bias, *settings)), y, dtype)
-        assert_close(cuda_device.get(conv.conv_input_grad(dy, weight, TILED.x, *settings)), dx, dtype)
-    for tile in (None, *conv._tiles(conv._WEIGHT_GRAD_TILES, c_type)):
-        monkeypatch.setattr(conv, "weight_grad_tile", lambda *_, tile=tile: tile)
-        assert_close(cuda_device.get(conv.conv_weight_grad(dy, x, TILED.weight, *settings)), dw, dtype)
+    for operation, wanted, compute in (
+        (FORWARD, y, lambda: cuda.conv(x, weight, bias, *settings)),
+        (INPUT_GRAD, dx, lambda: cuda.conv_input_grad(dy, weight, TILED.x, *settings)),
+        (WEIGHT_GRAD, dw, lambda: cuda.conv_weight_grad(dy, x, TILED.weight, *settings)),
+    ):
+        for variant in conv_choice.candidates(problem(operation, c_type)):
+            monkeypatch.setattr(conv_choice, "choose", lambda _, variant=variant: variant)
+            assert_close(cuda_device.get(compute()), wanted, dtype)
 
 
 def test_results_repeat_bit_for_bit(cuda_device):
@@ -193,10 +199,10 @@ def test_results_repeat_bit_for_bit(cuda_device):
     rng = np.random.default_rng(2)
     given = [rng.standard_normal(a.shape).astype(a.dtype) for a in arrays(case, "float32")]
     on_device = [cuda_device.put(array) for array in given]
-    first = [cuda_device.get(a) for a in computed(conv, case, on_device)]
+    first = [cuda_device.get(a) for a in computed(cuda, case, on_device)]
     on_host = cuda_device.name != "cuda"
     with installed(HostLauncher(seed=7, sanitize=sanitizing())) if on_host else nullcontext():
-        second = [cuda_device.get(a) for a in computed(conv, case, on_device)]
+        second = [cuda_device.get(a) for a in computed(cuda, case, on_device)]
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -213,7 +219,7 @@ def test_strided_inputs(cuda_device):
     on_device = [cuda_device.put(a) for a in views]
     if cuda_device.name == "cuda":
         on_device[0] = cuda_device.put(x.transpose(0, 2, 3, 1).copy()).transpose(0, 3, 1, 2)
-    for got, wanted in zip(computed(conv, case, on_device), expected(case, *given), strict=True):
+    for got, wanted in zip(computed(cuda, case, on_device), expected(case, *given), strict=True):
         assert_close(cuda_device.get(got), wanted, "float32")
 
 
@@ -234,33 +240,36 @@ def test_without_one_of_its_barriers_the_tiled_kernel_is_wrong_here(which, tmp_p
     pieces = (launch.SOURCE_FOLDER / "conv_gemm.cu").read_text().split("__syncthreads();")
     text = "__syncthreads();".join(pieces[: which + 1]) + "__syncthreads();".join(pieces[which + 1 :])
     (tmp_path / "conv_gemm.cu").write_text(text)
-    monkeypatch.setattr(conv, "Kernel", lambda source, name: launch.Kernel(source, name, tmp_path))
+    monkeypatch.setattr(conv_choice, "Kernel", lambda source, name: launch.Kernel(source, name, tmp_path))
     case = next(case for case in CASES if case.name == "3x3")
     x, weight, bias, _ = given = arrays(case, "float32")
     with installed(HostLauncher(seed=1)):
-        y = conv.conv(x, weight, bias, *case.settings)
+        y = cuda.conv(x, weight, bias, *case.settings)
     with pytest.raises(AssertionError):
         assert_close(y, expected(case, *given)[0], "float32")
 
 
 def test_the_choice_of_tile():
-    wide, middle, narrow = conv._GATHER_TILES
+    wide, middle, narrow = Tile(128, 128, 8, 8), Tile(64, 128, 4, 8), Tile(32, 128, 4, 4)
     resnet = 64 * 56 * 56
-    assert conv.gather_tile("float", 1, 256, 64, resnet) == wide
-    assert conv.gather_tile("float", 1, 64, 576, resnet) == middle
-    assert conv.gather_tile("float", 1, 512, 4608, 64 * 49) == middle  # 100 wide blocks would be too few
-    assert conv.gather_tile("double", 1, 256, 64, resnet) == middle
-    assert conv.gather_tile("float", 1, 16, 150, 64 * 100) == narrow
-    assert conv.gather_tile("float", 96, 1, 9, resnet) is None
-    assert conv.weight_grad_tile("float", 64, 576) == conv._WEIGHT_GRAD_TILES[1]
-    assert conv.weight_grad_tile("float", 128, 576) == conv._WEIGHT_GRAD_TILES[0]
-    assert conv.weight_grad_tile("float", 1, 9) is None
+    for c_type, groups, rows, channels, taps, pixels, wanted in (
+        ("float", 1, 256, 64, 1, resnet, wide),
+        ("float", 1, 64, 64, 9, resnet, middle),
+        ("float", 1, 512, 512, 9, 64 * 49, middle),  # 100 wide blocks would be too few
+        ("double", 1, 256, 64, 1, resnet, middle),
+        ("float", 1, 16, 6, 25, 64 * 100, narrow),
+        ("float", 96, 1, 1, 9, resnet, Direct()),
+    ):
+        assert choose(problem(FORWARD, c_type, groups, rows, channels, taps, pixels)) == wanted
+    assert choose(problem(WEIGHT_GRAD, "float", rows=64, channels=64, taps=9)) == Tile(64, 64, 4, 4)
+    assert choose(problem(WEIGHT_GRAD, "float", rows=128, channels=64, taps=9)) == wide
+    assert choose(problem(WEIGHT_GRAD, "float", rows=1, channels=1, taps=9)) == Direct()
 
 
 def test_an_image_beyond_32_bit_offsets_is_refused():
     x = np.broadcast_to(np.float32(0), (1, 2, 2**15, 2**15))
     with pytest.raises(ValueError, match="conv2d: an image has 2147483648 elements"):
-        conv.conv(x, np.zeros((1, 2, 1, 1), np.float32), None, (2**14, 2**14), ((0, 0), (0, 0)), (1, 1), 1)
+        cuda.conv(x, np.zeros((1, 2, 1, 1), np.float32), None, (2**14, 2**14), ((0, 0), (0, 0)), (1, 1), 1)
 
 
 @needs_compiler

@@ -10,7 +10,8 @@ from .bias_activation import (
     prelu,
     prelu_grad,
 )
-from .conv import conv, conv_input_grad, conv_weight_grad
+from .conv import conv, conv_input_grad
+from .conv_weight_grad import conv_weight_grad
 from .dropout import dropout, dropout_grad
 from .embedding import embedding, embedding_renorm, embedding_weight_grad
 from .grad_norm import clamp_grads, clip_grad_norm, clip_grads, grad_norm

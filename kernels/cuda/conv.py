@@ -1,7 +1,6 @@
-"""Convolution in CUDA: choice of kernel, tile and number of parts, and the description of each launch.
+"""Convolution and its input gradient in CUDA: the same computation over differently described arrays.
 
-Forward and input gradient are the same computation over differently described arrays (`Gather` in
-`src/conv.cuh`).
+`Gather` in `src/conv.cuh` is the description; `conv_choice.py` says which kernel runs it.
 """
 
 from __future__ import annotations
@@ -12,83 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from .. import geometry
+from .. import geometry, precision
 from ..geometry import Pads, Sizes
-from . import depthwise, launch
-from .launch import FLOAT_TYPES, Kernel, divide_up
+from . import conv_choice, depthwise, launch
+from .conv_axes import THREADS, axes_split, before, check_sizes, pitches, struct_type, three
+from .conv_choice import FORWARD, INPUT_GRAD, Direct, Problem, Variant
+from .launch import divide_up
 
 Array = Any
 
 
-@dataclass(frozen=True)
-class Tile:
-    """What a block and each of its threads compute. All tiles have 256 threads and walk in steps of 8."""
-
-    rows: int
-    columns: int
-    rows_each: int
-    columns_each: int
-
-    def kernel(self, name: str, c_type: str) -> Kernel:
-        sizes = f"{self.rows}, {self.columns}, {self.rows_each}, {self.columns_each}"
-        return Kernel("conv_gemm.cu", f"{name}<{c_type}, {sizes}>")
-
-
-_THREADS = 256
-_DEPTH = 8  # kDepth in conv_gemm.cu
-
-# Widest first. A wide tile loads less for each multiplication; a narrow one leaves less of itself empty and
-# gives more blocks. The sums of a wide tile of doubles would not fit into the registers.
-_GATHER_TILES = (Tile(128, 128, 8, 8), Tile(64, 128, 4, 8), Tile(32, 128, 4, 4))
-_WEIGHT_GRAD_TILES = (Tile(128, 128, 8, 8), Tile(64, 64, 4, 4))
-
-_LEAST_USED = 8  # rows, columns or steps: with fewer, most of the narrowest tile would be empty
-_FEW_BLOCKS = 128  # fewer leave multiprocessors of a large GPU idle
-# A weight gradient is split into parts until there are two waves of blocks on a large GPU, but never into
-# parts that are not worth a block. Constants, so that every device adds in the same order.
-_WANTED_BLOCKS = 512
-_LEAST_PART = 512
-_MOST_PARTIAL_BYTES = 64 * 2**20
-
-_MOST_ELEMENTS = 2**30  # of one image and of all weights: offsets within them have 32 bits
-
-
-def _tiles(tiles: Sequence[Tile], c_type: str) -> Sequence[Tile]:
-    return tiles[1:] if c_type == "double" else tiles
-
-
-VARIANTS = [
-    *(Kernel("conv_direct.cu", f"gather_direct<{t}>") for t in FLOAT_TYPES),
-    *(Kernel("conv_direct.cu", f"weight_grad_direct<{t}>") for t in FLOAT_TYPES),
-    *(tile.kernel("gather_gemm", t) for t in FLOAT_TYPES for tile in _tiles(_GATHER_TILES, t)),
-    *(tile.kernel("weight_grad_gemm", t) for t in FLOAT_TYPES for tile in _tiles(_WEIGHT_GRAD_TILES, t)),
-    *(Kernel("conv_gemm.cu", f"sum_partials<{t}>") for t in FLOAT_TYPES),
-]
-
-
-def gather_tile(c_type: str, groups: int, rows: int, reduction: int, pixels: int) -> Tile | None:
-    """The tile for a forward pass or an input gradient; None for the direct kernel."""
-    if min(rows, reduction) < _LEAST_USED:
-        return None
-    *wider, narrowest = _tiles(_GATHER_TILES, c_type)
-    for tile in wider:
-        blocks = groups * divide_up(rows, tile.rows) * divide_up(pixels, tile.columns)
-        if rows > tile.rows // 2 and blocks >= _FEW_BLOCKS:
-            return tile
-    return narrowest
-
-
-def weight_grad_tile(c_type: str, rows: int, columns: int) -> Tile | None:
-    """The tile for a weight gradient; None for the direct kernel. Enough blocks come from its parts."""
-    if min(rows, columns) < _LEAST_USED:
-        return None
-    *wider, narrowest = _tiles(_WEIGHT_GRAD_TILES, c_type)
-    for tile in wider:
-        if rows > tile.rows // 2 and columns > tile.columns // 2:
-            return tile
-    return narrowest
+# The fields of the struct of the same name in src/conv.cuh, in their order.
+_GATHER = struct_type(
+    "pixels",
+    "groups rows channels taps_d taps_h taps_w out_d out_h out_w "
+    "source_d source_h source_w step_d step_h step_w tap_d tap_h tap_w first_d first_h first_w "
+    "filter_group filter_row filter_channel filter_d filter_h filter_w filter_first "
+    "target_plane target_first target_d target_h target_w packed",
+)
 
 
 def conv(
@@ -101,40 +41,43 @@ def conv(
     groups: int,
 ) -> Array:
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
-    _check_sizes(geometry.conv_name(stride), weight.shape, x.shape, shape)
+    check_sizes(geometry.conv_name(stride), weight.shape, x.shape, shape)
     y = launch.empty(shape, x.dtype, x)
     x, weight = launch.contiguous(x), launch.contiguous(weight)
     bias = None if bias is None else launch.contiguous(bias)
     window = depthwise.window_of(x.dtype, weight.shape, stride, dilation, groups)
     if window is not None and x.size and y.size:
-        depthwise.forward(window, x, weight, bias, y, _before(padding))
+        depthwise.forward(window, x, weight, bias, y, before(padding))
         return y
     filters, channels = weight.shape[:2]
-    out, source, taps = _three(y.shape[2:]), _three(x.shape[2:]), _three(weight.shape[2:])
+    out, source, taps = three(y.shape[2:]), three(x.shape[2:]), three(weight.shape[2:])
     weights_of_row = math.prod(weight.shape[1:])
+    pixels = x.shape[0] * math.prod(out)
+    problem = _problem(FORWARD, x, groups, filters // groups, channels, taps, pixels)
     _gather(
+        conv_choice.choose(problem),
         x,
         weight,
         bias,
         y,
-        pixels=x.shape[0] * math.prod(out),
+        pixels=pixels,
         groups=groups,
         rows=filters // groups,
         channels=channels,
         taps=taps,
         out=out,
         source=source,
-        step=_three(stride),
-        tap=_three(dilation),
-        first=[-before for before in _before(padding)],
+        step=three(stride),
+        tap=three(dilation),
+        first=[-before for before in before(padding)],
         filter_group=filters // groups * weights_of_row,
         filter_row=weights_of_row,
         filter_channel=math.prod(taps),
-        filter=_pitches(taps),
+        filter=pitches(taps),
         filter_first=0,
         target_plane=math.prod(out),
         target_first=0,
-        target=_pitches(out),
+        target=pitches(out),
     )
     return y
 
@@ -148,21 +91,27 @@ def conv_input_grad(
     dilation: Sizes,
     groups: int,
 ) -> Array:
-    _check_sizes(geometry.conv_name(stride, "_input_grad"), weight.shape, dy.shape, input_shape)
+    check_sizes(geometry.conv_name(stride, "_input_grad"), weight.shape, dy.shape, input_shape)
     dx = launch.empty(input_shape, dy.dtype, dy)
     dy, weight = launch.contiguous(dy), launch.contiguous(weight)
     window = depthwise.input_grad_window(dy.dtype, weight.shape, stride, padding, dilation, groups)
     if window is not None and dy.size and dx.size:
-        depthwise.input_grad(window, dy, weight, dx, _before(padding))
+        depthwise.input_grad(window, dy, weight, dx, before(padding))
         return dx
     filters, channels = weight.shape[:2]
-    size, taps, steps = _three(input_shape[2:]), _three(weight.shape[2:]), _three(stride)
-    axes = zip(size, taps, steps, _before(padding), _three(dilation), strict=True)
-    pitches, tap_pitches = _pitches(size), _pitches(taps)
-    for residues in itertools.product(*(_residues(*axis) for axis in axes)):
+    size, taps, steps = three(input_shape[2:]), three(weight.shape[2:]), three(stride)
+    axes = zip(size, taps, steps, before(padding), three(dilation), strict=True)
+    size_pitches, tap_pitches = pitches(size), pitches(taps)
+    classes = list(itertools.product(*(_residues(*axis) for axis in axes)))
+    most_pixels = input_shape[0] * max((math.prod(r.positions for r in residues) for residues in classes), default=0)
+    most_taps = [max(residues[axis].taps for residues in classes) for axis in range(3)] if classes else (0, 0, 0)
+    problem = _problem(INPUT_GRAD, dy, groups, channels, filters // groups, most_taps, most_pixels)
+    variant = conv_choice.choose(problem)
+    for residues in classes:
         met = all(residue.taps > 0 for residue in residues)
         out = [residue.positions for residue in residues]
         _gather(
+            variant,
             dy,
             weight,
             None,
@@ -173,7 +122,7 @@ def conv_input_grad(
             channels=filters // groups if met else 0,
             taps=[max(residue.taps, 1) for residue in residues],
             out=out,
-            source=_three(dy.shape[2:]),
+            source=three(dy.shape[2:]),
             step=(1, 1, 1),
             tap=[residue.distance for residue in residues],
             first=[residue.source for residue in residues],
@@ -183,107 +132,41 @@ def conv_input_grad(
             filter=[residue.tap_step * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)],
             filter_first=sum(residue.tap * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)),
             target_plane=math.prod(size),
-            target_first=sum(residue.position * pitch for residue, pitch in zip(residues, pitches, strict=True)),
-            target=[step * pitch for step, pitch in zip(steps, pitches, strict=True)],
+            target_first=sum(residue.position * pitch for residue, pitch in zip(residues, size_pitches, strict=True)),
+            target=[step * pitch for step, pitch in zip(steps, size_pitches, strict=True)],
         )
     return dx
 
 
-def conv_weight_grad(
-    dy: Array,
-    x: Array,
-    weight_shape: Sizes,
-    stride: Sizes,
-    padding: Pads,
-    dilation: Sizes,
-    groups: int,
-) -> Array:
-    filters, channels = weight_shape[:2]
-    out, taps = _three(dy.shape[2:]), _three(weight_shape[2:])
-    rows, columns, pixels = filters // groups, channels * math.prod(taps), dy.shape[0] * math.prod(out)
-    _check_sizes(geometry.conv_name(stride, "_weight_grad"), weight_shape, dy.shape, x.shape)
-    dw = launch.empty(weight_shape, dy.dtype, dy)
-    if dw.size == 0 or pixels == 0:
-        dw.fill(0)
-        return dw
-    dy, x = launch.contiguous(dy), launch.contiguous(x)
-    c_type = launch.c_type(dy.dtype)
-    accumulator = np.float64 if c_type == "double" else np.float32
-    window = depthwise.window_of(dy.dtype, weight_shape, stride, dilation, groups)
-    if window is not None and x.size:
-        _sum_partials(depthwise.weight_grad(window, dy, x, weight_shape[2:], _before(padding)), dw)
-        return dw
-    tile = weight_grad_tile(c_type, rows, columns) if len(stride) == 2 else None
-    if channels == 1 and groups > 1:
-        kernel, blocks = depthwise.weight_grad_any(c_type), filters * divide_up(columns, depthwise.TAPS_AT_ONCE)
-    elif tile is None:
-        kernel, blocks = Kernel("conv_direct.cu", f"weight_grad_direct<{c_type}>"), dw.size
-    else:
-        kernel = tile.kernel("weight_grad_gemm", c_type)
-        blocks = groups * divide_up(rows, tile.rows) * divide_up(columns, tile.columns)
-    part = _part(pixels, blocks, dw.size * np.dtype(accumulator).itemsize)
-    splits = divide_up(pixels, part)
-    partial = launch.empty((splits, dw.size), accumulator, dy) if splits > 1 else None
-    settings = launch.struct(
-        _WEIGHT_GRAD,
-        **_axes_split(
-            pixels=pixels,
-            part=part,
-            splits=splits,
-            groups=groups,
-            rows=rows,
-            channels=channels,
-            taps=taps,
-            out=out,
-            source=_three(x.shape[2:]),
-            stride=_three(stride),
-            dilation=_three(dilation),
-            first=[-before for before in _before(padding)],
-        ),
+def _problem(
+    operation: str, source: Array, groups: int, rows: int, channels: int, taps: Sequence[int], pixels: int
+) -> Problem:
+    return Problem(
+        operation=operation,
+        c_type=launch.c_type(source.dtype),
+        precision=precision.get_float32_matmul_precision(),
+        capability=launch.OLDEST_CAPABILITY,
+        groups=groups,
+        rows=rows,
+        channels=channels,
+        taps=math.prod(taps),
+        pixels=pixels,
+        volumes=source.ndim == 5,
     )
-    launch.launch(kernel, (splits * blocks,), (_THREADS,), [dy, x, dw, partial, settings])
-    _sum_partials(partial, dw)
-    return dw
 
 
-def _sum_partials(partial: Array | None, dw: Array) -> None:
-    """Add partial sums (parts, weights), where there are any, in their order."""
-    if partial is None:
-        return
-    kernel = Kernel("conv_gemm.cu", f"sum_partials<{launch.c_type(dw.dtype)}>")
-    sizes = [np.int32(len(partial)), np.int32(dw.size)]
-    launch.launch(kernel, (divide_up(dw.size, _THREADS),), (_THREADS,), [partial, dw, *sizes])
-
-
-def _three(values: Sequence[int]) -> Sequence[int]:
-    """Sizes, strides or dilations along (depth, height, width)."""
-    return (1,) * (3 - len(values)) + tuple(values)
-
-
-def _before(padding: Pads) -> Sequence[int]:
-    return (0,) * (3 - len(padding)) + tuple(before for before, _ in padding)
-
-
-def _pitches(sizes: Sequence[int]) -> Sequence[int]:
-    """How far neighbours along (depth, height, width) lie apart."""
-    return sizes[1] * sizes[2], sizes[2], 1
-
-
-def _gather(source: Array, weight: Array, bias: Array | None, target: Array, /, **fields: Any) -> None:
+def _gather(
+    variant: Variant, source: Array, weight: Array, bias: Array | None, target: Array, /, **fields: Any
+) -> None:
     groups, rows, pixels, plane = fields["groups"], fields["rows"], fields["pixels"], math.prod(fields["out"])
-    c_type = launch.c_type(source.dtype)
-    tile = None
-    if fields["source"][0] == fields["taps"][0] == fields["out"][0] == 1:
-        tile = gather_tile(c_type, groups, rows, fields["channels"] * math.prod(fields["taps"]), pixels)
-    if tile is None:
-        kernel = Kernel("conv_direct.cu", f"gather_direct<{c_type}>")
-        blocks = pixels // max(plane, 1) * divide_up(groups * rows * plane, _THREADS)
+    if isinstance(variant, Direct):
+        blocks = pixels // max(plane, 1) * divide_up(groups * rows * plane, THREADS)
     else:
-        kernel = tile.kernel("gather_gemm", c_type)
-        blocks = groups * divide_up(rows, tile.rows) * divide_up(pixels, tile.columns)
-    dense = fields["target_plane"] == plane and tuple(fields["target"]) == _pitches(fields["out"])
-    settings = launch.struct(_GATHER, **_axes_split(**fields, packed=dense and plane % 4 == 0))
-    launch.launch(kernel, (blocks,), (_THREADS,), [source, weight, bias, target, settings])
+        blocks = groups * divide_up(rows, variant.rows) * divide_up(pixels, variant.columns)
+    dense = fields["target_plane"] == plane and tuple(fields["target"]) == pitches(fields["out"])
+    settings = launch.struct(_GATHER, **axes_split(**fields, packed=dense and plane % 4 == 0))
+    kernel = variant.kernel(FORWARD, launch.c_type(source.dtype))
+    launch.launch(kernel, (blocks,), (THREADS,), [source, weight, bias, target, settings])
 
 
 @dataclass(frozen=True)
@@ -323,51 +206,3 @@ def _residues(size: int, taps: int, stride: int, padding: int, dilation: int) ->
             )
         )
     return residues
-
-
-def _part(pixels: int, blocks: int, bytes_of_split: int) -> int:
-    """The number of positions that one block of a weight gradient sums up, a multiple of the tile's step."""
-    splits = min(
-        divide_up(_WANTED_BLOCKS, blocks),
-        max(1, pixels // _LEAST_PART),
-        max(1, _MOST_PARTIAL_BYTES // bytes_of_split),
-    )
-    return divide_up(divide_up(pixels, splits), _DEPTH) * _DEPTH
-
-
-def _check_sizes(operation: str, weight: Sizes, *images: Sizes) -> None:
-    sizes = {"an image": max(math.prod(shape[1:]) for shape in images), "the weight": math.prod(weight)}
-    for name, size in sizes.items():
-        if size > _MOST_ELEMENTS:
-            raise ValueError(f"{operation}: {name} has {size} elements, the kernels reach {_MOST_ELEMENTS}")
-
-
-def _struct_type(wide: str, narrow: str) -> np.dtype:
-    fields = [(name, np.int64) for name in wide.split()] + [(name, np.int32) for name in narrow.split()]
-    return np.dtype(fields, align=True)
-
-
-# The fields of the structs of the same names in src/conv.cuh, in their order.
-_GATHER = _struct_type(
-    "pixels",
-    "groups rows channels taps_d taps_h taps_w out_d out_h out_w "
-    "source_d source_h source_w step_d step_h step_w tap_d tap_h tap_w first_d first_h first_w "
-    "filter_group filter_row filter_channel filter_d filter_h filter_w filter_first "
-    "target_plane target_first target_d target_h target_w packed",
-)
-_WEIGHT_GRAD = _struct_type(
-    "pixels part",
-    "splits groups rows channels taps_d taps_h taps_w out_d out_h out_w source_d source_h source_w "
-    "stride_d stride_h stride_w dilation_d dilation_h dilation_w first_d first_h first_w",
-)
-
-
-def _axes_split(**fields: Any) -> dict[str, int]:
-    """The fields with each triple `name` made into `name_d`, `name_h` and `name_w`."""
-    split: dict[str, int] = {}
-    for name, value in fields.items():
-        if isinstance(value, (tuple, list)):
-            split[f"{name}_d"], split[f"{name}_h"], split[f"{name}_w"] = value
-        else:
-            split[name] = value
-    return split
