@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ import pytest
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda
 from adjoint.kernels.cuda import launch
-from cuda_on_host import installed
+from cuda_on_host import CudaOnHostError, HostLauncher, installed, needs_compiler
 
 SUM = launch.Kernel("conv_gemm.cu", "sum_partials<float>")
 
@@ -179,13 +180,35 @@ def test_an_unknown_architecture_says_what_to_install(cupy):
 
 def test_a_device_that_is_too_old_is_named_and_nothing_is_compiled(cupy, monkeypatch):
     monkeypatch.setattr(FakeDevice, "compute_capability", "61")
-    message = r"sum_partials<float> .* device 2, GeForce GTX 1080, has compute capability 6\.1; .* need 7\.0"
+    message = r"sum_partials<float> .* needs compute capability 7\.0 .* device 2, GeForce GTX 1080, has 6\.1"
     with pytest.raises(RuntimeError, match=message):
         launch.launch(SUM, (1,), (32,), [FakeArray(device=2)])
     assert not cupy.modules
     for capability in ("70", "100", "120"):
         monkeypatch.setattr(FakeDevice, "compute_capability", capability)
         launch.launch(SUM, (1,), (32,), [FakeArray(device=2)])
+
+
+def test_a_kernel_may_need_a_newer_device_than_others(cupy, monkeypatch):
+    newer = replace(SUM, least=80)
+    for capability, runs in (("75", False), ("80", True), ("120", True)):
+        monkeypatch.setattr(FakeDevice, "compute_capability", capability)
+        with installed(launch.CupyLauncher()):
+            assert launch.capability(FakeArray()) == int(capability)
+            with nullcontext() if runs else pytest.raises(RuntimeError, match=r"needs compute capability 8\.0"):
+                launch.launch(newer, (1,), (32,), [FakeArray()])
+    assert len(cupy.modules) == 2
+
+
+@needs_compiler
+def test_the_host_stands_in_for_a_device_of_any_capability():
+    x = np.zeros(4, np.float32)
+    with installed(HostLauncher(capability=75)):
+        assert launch.capability(x) == 75 and launch.shared_bytes(x) == 64 * 1024
+        with pytest.raises(CudaOnHostError, match="needs capability 80, the device has 75"):
+            launch.launch(replace(SUM, least=80), (1,), (32,), [x])
+        with pytest.raises(CudaOnHostError, match="65537 bytes of shared memory, a block can have 65536"):
+            launch.launch(SUM, (1,), (32,), [x], shared_bytes=65537)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])

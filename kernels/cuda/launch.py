@@ -51,11 +51,15 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Kernel:
-    """One variant of a kernel: a file, and the C++ name of a function in it with its template arguments."""
+    """One variant of a kernel: a file, and the C++ name of a function in it with its template arguments.
+
+    `least` is the capability that a device needs to run it.
+    """
 
     source: str
     name: str
     folder: Path = SOURCE_FOLDER
+    least: int = OLDEST_CAPABILITY
 
     def text(self) -> str:
         """The source with our own headers put in place of their `#include` lines."""
@@ -80,6 +84,8 @@ class Launcher(Protocol):
 
     def shared_bytes(self, array: Any) -> int: ...
 
+    def capability(self, array: Any) -> int: ...
+
     def run(
         self,
         kernel: Kernel,
@@ -99,6 +105,7 @@ class CupyLauncher:
         self._functions: dict[tuple[Kernel, int], Any] = {}
         self._shared_limits: dict[tuple[Kernel, int], int] = {}
         self._most_shared: dict[int, int] = {}
+        self._capabilities: dict[int, int] = {}
 
     def is_array(self, value: Any) -> bool:
         import cupy
@@ -128,6 +135,12 @@ class CupyLauncher:
         if device.id not in self._most_shared:
             self._most_shared[device.id] = device.attributes["MaxSharedMemoryPerBlockOptin"]
         return self._most_shared[device.id]
+
+    def capability(self, array: Any) -> int:
+        device = array.device
+        if device.id not in self._capabilities:
+            self._capabilities[device.id] = int(device.compute_capability)
+        return self._capabilities[device.id]
 
     def run(
         self,
@@ -177,11 +190,11 @@ def _require_capability(kernel: Kernel, device_id: int) -> None:
     import cupy
 
     capability = int(cupy.cuda.Device(device_id).compute_capability)
-    if capability < OLDEST_CAPABILITY:
+    if capability < kernel.least:
         name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
         raise RuntimeError(
-            f"{kernel}: device {device_id}, {name}, has compute capability {_version(capability)}; the kernels need "
-            f"{_version(OLDEST_CAPABILITY)} (Volta) or newer. NumPy arrays work everywhere"
+            f"{kernel} needs compute capability {_version(kernel.least)} or newer; device {device_id}, {name}, has "
+            f"{_version(capability)}. NumPy arrays work everywhere"
         )
 
 
@@ -202,6 +215,11 @@ def empty(shape: Sequence[int], dtype: Any, like: Any) -> Any:
 def shared_bytes(array: Any) -> int:
     """How much shared memory a block can have on the array's device. Sums must not have their order from it."""
     return launcher.shared_bytes(array)
+
+
+def capability(array: Any) -> int:
+    """10 times the compute capability of the array's device: kernels whose `least` is above it do not run there."""
+    return launcher.capability(array)
 
 
 def contiguous(array: Any) -> Any:

@@ -165,6 +165,8 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int d, int width
 }
 #undef CALLER
 
+#include "mma.h"
+
 // ---- the entry points that Python calls
 
 namespace cuda_on_host {

@@ -38,6 +38,14 @@ struct Fibre {
     void* fake_stack = nullptr;  // AddressSanitizer's
 };
 
+// A copy to shared memory that has begun and is not seen yet.
+struct Copy {
+    void* to;
+    size_t bytes;
+    uint64_t group;
+    unsigned char data[16];
+};
+
 struct Thread {
     CudaIndex index;
     Fibre* fibre = nullptr;  // null before it begins
@@ -49,6 +57,9 @@ struct Thread {
     uint64_t value = 0;     // brought to the meeting
     int count = 0;          // taken from a meeting of the block
     uint64_t values[32];    // taken from a meeting of the warp
+    void* registers = nullptr;  // brought to a meeting of the warp whose last lane works for all
+    std::vector<Copy> copies;
+    uint64_t groups = 0;  // of copies, that have been committed
 };
 
 struct State {
@@ -84,6 +95,17 @@ inline unsigned random_below(unsigned n) {
 }
 
 inline unsigned char* dynamic_shared() { return state.shared; }
+
+inline bool in_shared(const void* p, size_t bytes) {
+    const auto holds = [=](const void* start, size_t size) {
+        const size_t offset = size_t(uintptr_t(p) - uintptr_t(start));
+        return offset < size && bytes <= size - offset;
+    };
+    for (const trace::Memory& variable : state.shared_variables)
+        if (holds(variable.start, variable.bytes)) return true;
+    return holds(state.shared, state.shared_bytes);
+}
+
 inline int lane() { return int(state.current - state.threads.data()) % 32; }
 
 // ---- switching
@@ -220,6 +242,8 @@ inline void begin_block() {
     for (Thread& thread : state.threads) {
         thread.fibre = nullptr;
         thread.ended = false;
+        thread.copies.clear();
+        thread.groups = 0;
         make_ready(thread);
     }
     // Not-a-number in every floating type.
@@ -306,31 +330,39 @@ inline int meet_block(const char* name, uint64_t value, const char* file, int li
     return me.count;
 }
 
-// Waits for the lanes in `mask` at the same line; returns what each of them brought.
-inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value, const char* file, int line) {
+// Waits for the lanes in `mask` at the same line. The last one to come calls `work` with the warp's first thread.
+template <class Work>
+inline void meet_lanes(const char* name, unsigned mask, const char* file, int line, const Work& work) {
     trace::pause();
     Thread& me = *state.current;
     const size_t position = size_t(&me - state.threads.data()), first = position / 32 * 32;
     const size_t lanes = state.threads.size() - first;
     if (!(mask >> (position - first) & 1)) fail(std::string(name) + " is called by a lane that is not in its mask");
     if (lanes < 32 && mask >> lanes) fail(std::string(name) + ": the mask names lanes that the block does not have");
-    me.waits_at = name, me.file = file, me.line = line, me.mask = mask, me.value = value;
+    me.waits_at = name, me.file = file, me.line = line, me.mask = mask;
     bool all = true;
     for (size_t i = 32; all && i-- > 0;)  // in order the last lane comes last
         if (mask >> i & 1) all = same_place(me, state.threads[first + i]);
     if (all) {
         if (unsigned(__builtin_popcount(mask)) == (lanes < 32 ? lanes : 32)) trace::threads_met(int(first), 32);
+        work(&state.threads[first]);
         for (size_t i = 0; i < 32; ++i)
-            if (mask >> i & 1) me.values[i] = state.threads[first + i].value;
-        for (size_t i = 0; i < 32; ++i) {
-            if (!(mask >> i & 1)) continue;
-            Thread& lane = state.threads[first + i];
-            if (&lane != &me) memcpy(lane.values, me.values, sizeof me.values);
-            make_ready(lane);
-        }
+            if (mask >> i & 1) make_ready(state.threads[first + i]);
     }
     wait();
     resume(me);
+}
+
+// As above; returns what each lane brought.
+inline const uint64_t* meet_warp(const char* name, unsigned mask, uint64_t value, const char* file, int line) {
+    Thread& me = *state.current;
+    me.value = value;
+    meet_lanes(name, mask, file, line, [mask, &me](Thread* lanes) {
+        for (size_t i = 0; i < 32; ++i)
+            if (mask >> i & 1) me.values[i] = lanes[i].value;
+        for (size_t i = 0; i < 32; ++i)
+            if (mask >> i & 1 && &lanes[i] != &me) memcpy(lanes[i].values, me.values, sizeof me.values);
+    });
     return me.values;
 }
 

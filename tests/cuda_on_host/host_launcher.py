@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from adjoint.kernels.cuda.launch import Kernel
+from adjoint.kernels.report.occupancy import LIMITS
 
 from . import trace as tracing
 from .build import PLAIN, SANITIZE, TRACE, Entry, entry
@@ -19,11 +20,8 @@ Index = tuple[int, int, int]
 Ends = int | Callable[[Index], Iterable[Index]]
 
 
-SHARED_BYTES = 64 * 1024  # what a block can have: the least of the architectures that we compile for
-
-
 class CudaOnHostError(RuntimeError):
-    """A kernel did what no device can run: a barrier that not all threads reach, a wrong mask, a trap."""
+    """A kernel did what no device, or not this one, can run: a barrier that not all reach, a wrong mask, a trap."""
 
 
 class HostLauncher:
@@ -40,6 +38,8 @@ class HostLauncher:
     that pages which no block touches take no memory.
 
     `dry` runs nothing: `launches` says what would have been.
+
+    `capability` is that of the device to stand in for: its blocks get as much shared memory.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class HostLauncher:
         trace: bool = False,
         ends_only: Ends | None = None,
         dry: bool = False,
+        capability: int = 90,
     ) -> None:
         if trace and (sanitize or seed is not None):
             raise ValueError("HostLauncher: traced runs are in order and without sanitizers")
@@ -56,6 +57,7 @@ class HostLauncher:
         self.build = SANITIZE if sanitize else TRACE if trace else PLAIN
         self.ends_only = ends_only
         self.dry = dry
+        self.of_device = capability
         self.launches: list[Kernel] = []
         self.traces: list[tracing.Trace] = []
 
@@ -72,7 +74,10 @@ class HostLauncher:
         pass
 
     def shared_bytes(self, array: Any) -> int:
-        return SHARED_BYTES
+        return LIMITS[f"sm_{self.of_device}"].block_bytes
+
+    def capability(self, array: Any) -> int:
+        return self.of_device
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         array = np.empty(tuple(shape), dtype)
@@ -90,6 +95,11 @@ class HostLauncher:
         device: Any,
         reached: Sequence[Any] = (),
     ) -> None:
+        if kernel.least > self.of_device:
+            raise CudaOnHostError(f"{kernel}: needs capability {kernel.least}, the device has {self.of_device}")
+        most = LIMITS[f"sm_{self.of_device}"].block_bytes
+        if shared_bytes > most:
+            raise CudaOnHostError(f"{kernel}: {shared_bytes} bytes of shared memory, a block can have {most}")
         self.launches.append(kernel)
         if self.dry:
             return

@@ -243,6 +243,8 @@ void threads_met(int first, int count) {
     for (int i = first; i < first + count; i += kLanes) count_requests(*warps[size_t(i / kLanes)]);
 }
 
+void access(const void* p, size_t bytes, bool write) { record(p, uint32_t(bytes), write, __builtin_return_address(0)); }
+
 }  // namespace cuda_on_host::trace
 
 // ---- what Python calls

@@ -20,6 +20,7 @@ void end_block();
 void resume(int thread, Memory stack);  // the code that follows is the kernel's
 void pause();                           // the code that follows is the runner's
 void threads_met(int first, int count);
+void access(const void* p, size_t bytes, bool write);  // that the compiler does not see
 #else
 inline void share(Memory) {}
 inline void begin_launch(int, Memory, Memory) {}
@@ -28,6 +29,7 @@ inline void end_block() {}
 inline void resume(int, Memory) {}
 inline void pause() {}
 inline void threads_met(int, int) {}
+inline void access(const void*, size_t, bool) {}
 #endif
 
 }  // namespace cuda_on_host::trace
