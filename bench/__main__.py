@@ -4,10 +4,11 @@
     python -m bench conv train --against torch        two suites, both libraries in turn in one process
     python -m bench --device cuda --against torch     on a GPU; the results go to bench/results
 
-Columns: ours and peer are medians per run; ratio is the peer's over ours (above 1 ours is faster; ~ where a
-side's quartiles are more than 1.5 times apart); floor is the least time for the bytes and operations that
-the job needs at this machine's measured rates (with data in a cache it can be less); of floor is the floor
-over ours; error is the largest relative error of a result against float64.
+Columns: ours and peer are medians per run, the peer's in its faster layout where it has two; ratio is the
+peer's over ours (above 1 ours is faster; ~ where a side's quartiles are more than 1.5 times apart); floor is
+the least time for the bytes and operations that the job needs at this machine's measured rates (with data in
+a cache it can be less); of floor is the floor over ours; error and peer's are the largest relative error of a
+result against float64. A case that fails is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import ceilings, chart, machine, report
+from .case import Case
 from .library import load_ours, load_peer
 from .runner import ROOT, Row, Runner
 from .suites import SUITES
-from .timing import FULL, QUICK
+from .timing import FULL, GPU, QUICK
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
@@ -43,7 +47,7 @@ def arguments(given: list[str] | None) -> argparse.Namespace:
 
 
 def main(given: list[str] | None = None) -> int:
-    """Measure, print the table, write JSON and chart; 1 where a library or the device is missing."""
+    """Measure, print the table, write JSON and chart; 1 where something is missing or a case fails."""
     options = arguments(given)
     try:
         ours = load_ours(options.device)
@@ -54,27 +58,43 @@ def main(given: list[str] | None = None) -> int:
     limits = ceilings.measure(options.device, peer, options.quick)
     facts = machine.describe(ours, peer, limits)
     print(machine.headline(facts), flush=True)
-    runner = Runner(ours, peer, limits, QUICK if options.quick else FULL)
+    plan = QUICK if options.quick else GPU if options.device == "cuda" else FULL
+    runner = Runner(ours, peer, limits, plan)
     rows: list[Row] = []
     judged: list[report.Verdict] = []
     for name in options.suites or SUITES:
-        suite = SUITES[name]
-        measured = []
-        others = machine.Others()
-        for case in suite.cases(options.device):
-            _progress(f"{name}: {case.operation} {case.shape}")
-            measured.append(runner.run(name, case))
-        _progress("")
+        others, start = machine.Others(), time.perf_counter()
+        measured, failed = _run(runner, name, SUITES[name].cases(options.device))
+        facts["seconds"][name] = time.perf_counter() - start
+        facts["failed"] += failed
         if measured:
-            verdicts = report.verdicts(measured, suite.goals if options.device == "cpu" else ())
+            verdicts = report.verdicts(measured, SUITES[name].goals_of(options.device))
             print(f"\n{name}\n{report.table(measured)}", *verdicts, sep="\n", flush=True)
             facts["others"][name] = busy = others.processors()
             if busy is not None and busy > machine.QUIET:
                 print(f"other processes used {busy:.1f} processors meanwhile: do not quote these times")
             rows += measured
             judged += verdicts
-    _write(options, facts, rows, judged)
-    return 0
+        # After each suite: what is measured is kept, whatever ends the rest.
+        report.write_json(_place(options, facts, "json"), facts, rows, judged)
+    print(f"\nnumbers: {_place(options, facts, 'json')}")
+    _draw(options, facts, rows)
+    print(*facts["failed"], sep="\n", file=sys.stderr)
+    return 1 if facts["failed"] else 0
+
+
+def _run(runner: Runner, name: str, cases: Sequence[Case]) -> tuple[list[Row], list[str]]:
+    """The rows of a suite, and what failed."""
+    rows, failed = [], []
+    for case in cases:
+        title = f"{name}: {case.operation} {case.shape} {case.dtype}"
+        _progress(title)
+        try:
+            rows.append(runner.run(name, case))
+        except Exception as error:  # a device may be too small for one case, or miss what another one needs
+            failed.append(f"{title.rstrip()} failed: {type(error).__name__}: {error}")
+    _progress("")
+    return rows, failed
 
 
 def _progress(text: str) -> None:
@@ -82,16 +102,19 @@ def _progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _write(options: argparse.Namespace, facts: dict, rows: list[Row], judged: list[report.Verdict]) -> None:
+def _place(options: argparse.Namespace, facts: dict, kind: str) -> Path:
     """Results of a GPU are kept in the repository; those of a CPU go where nothing is committed."""
+    given = options.json if kind == "json" else options.chart
     kept = options.device == "cuda" and not options.quick
     folder = ROOT / "bench" / "results" if kept else ROOT / "build" / "bench"
     stem = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    numbers, picture = options.json or folder / f"{stem}.json", options.chart or folder / f"{stem}.png"
-    report.write_json(numbers, facts, rows, judged)
-    print(f"\nnumbers: {numbers}")
+    return given or folder / f"{stem}.{kind}"
+
+
+def _draw(options: argparse.Namespace, facts: dict, rows: list[Row]) -> None:
     if not rows:
         return
+    picture = _place(options, facts, "png")
     try:
         chart.draw(picture, rows, machine.headline(facts), options.against)
     except ImportError as error:

@@ -16,13 +16,13 @@ class Ceilings(NamedTuple):
     """Rates of a device."""
 
     bandwidth: float  # bytes per second, read and written ones together, while copying
-    rates: dict[str, float]  # operations per second in a matrix product, by dtype
+    rates: dict[str, float]  # operations per second in a matrix product, by dtype or tf32
 
-    def floor(self, bytes: int, operations: int, dtype: str) -> float | None:
+    def floor(self, bytes: int, operations: int, arithmetic: str) -> float | None:
         """The least seconds for so many bytes and operations; None where neither is given."""
         if not bytes and not operations:
             return None
-        return max(bytes / self.bandwidth, operations / self.rates[dtype])
+        return max(bytes / self.bandwidth, operations / self.rates[arithmetic])
 
 
 def measure(device: str, peer: Library | None, quick: bool = False) -> Ceilings:
@@ -75,5 +75,10 @@ def _cuda(quick: bool) -> Ceilings:
     for dtype in ("float32", "float64", "float16"):
         a = cupy.ones((side, side), dtype)
         rates[dtype] = 2 * side**3 / best(lambda a=a: a @ a)  # type: ignore[misc]
-    rates["bfloat16"] = rates["float16"]  # tensor cores do both at one rate; CuPy multiplies no bfloat16
+    # Tensor cores take both half types at one rate, of which CuPy multiplies one, and since Ampere TF32 at half of
+    # it. Three products in TF32 make one that is as exact as float32's.
+    rates["bfloat16"] = rates["float16"]
+    tensor_cores_take_tf32 = int(cupy.cuda.Device().compute_capability) >= 80
+    rates["tf32"] = rates["float16"] / 2 if tensor_cores_take_tf32 else rates["float32"]
+    rates["float32"] = max(rates["float32"], rates["tf32"] / 3)
     return Ceilings(2 * source.nbytes / seconds, rates)

@@ -52,13 +52,14 @@ def describe(ours: Library, peer: Library | None, ceilings: Ceilings) -> dict[st
     return {
         "device": device_name(ours.device),
         "threads": THREADS,
-        "tf32": "off on both sides",
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": versions,
         "bandwidth_bytes_per_s": ceilings.bandwidth,
         "matmul_operations_per_s": ceilings.rates,
         "others": {},
+        "seconds": {},
+        "failed": [],
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
 
@@ -71,7 +72,7 @@ def headline(machine: dict[str, Any]) -> str:
     bandwidth = machine["bandwidth_bytes_per_s"] / 1e9
     threads = f"{machine['threads']} threads on both sides"
     return (
-        f"{machine['device']}, {threads}, TF32 {machine['tf32']}\n{versions}\n"
+        f"{machine['device']}, {threads}\n{versions}\n"
         f"ceilings measured here: copy {bandwidth:,.1f} GB/s, matmul {rates}"
     )
 

@@ -12,12 +12,15 @@ from .case import Goal
 from .runner import Row
 from .timing import geometric_mean
 
-COLUMNS = ("operation", "shape", "dtype", "precision", "ours", "peer", "ratio", "floor", "of floor", "error")
+COLUMNS = (
+    *("operation", "shape", "dtype", "precision", "peer's layout"),
+    *("ours", "peer", "ratio", "floor", "of floor", "error", "peer's"),
+)
 SCALES = {
     "s": ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")),
     "B": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")),
 }
-LEFT = 4  # so many columns are text, the others numbers
+LEFT = 5  # so many columns are text, the others numbers
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -38,25 +41,24 @@ def cells(row: Row) -> tuple[str, ...]:
         row.shape,
         row.dtype,
         row.precision,
+        row.layout,
         quantity(row.ours.median, row.unit),
         quantity(row.peer.median if row.peer else None, row.unit),
         "–" if row.ratio is None else f"{tilde}{row.ratio:.2f}",
         quantity(row.floor, row.unit),
         "–" if row.part_of_floor is None else f"{row.part_of_floor:.0%}",
-        "–" if row.error is None else f"{row.error:.0e}",
+        *("–" if error is None else f"{error:.0e}" for error in (row.error, row.peer_error)),
     )
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All rows under one heading, in columns as wide as they need."""
+    """All rows under one heading, in columns as wide as they need; without columns in which no row has anything."""
     lines = [COLUMNS, *map(cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in lines[1:])]
 
     def text(line: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if i < LEFT else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        padded = (line[i].ljust(widths[i]) if i < LEFT else line[i].rjust(widths[i]) for i in shown)
         return "  ".join(padded).rstrip()
 
     return "\n".join([text(lines[0]), text(["─" * width for width in widths]), *map(text, lines[1:])])
@@ -88,18 +90,35 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row], goals: Sequence[Goal]) -> list[Verdict]:
-    """For each operation its mean against the peer, and for goals in seconds or bytes our own number."""
+    """For each operation its mean against the peer, and for goals in seconds or bytes our own number.
+
+    Where an operation has rows of several kinds of products, each kind has its mean.
+    """
     result = []
-    for operation in dict.fromkeys(row.operation for row in rows):
-        same = [row for row in rows if row.operation == operation]
-        wanted = next((goal for goal in goals if goal.operation == operation), Goal(operation))
+    for operation, arithmetic in dict.fromkeys((row.operation, row.arithmetic) for row in rows):
+        same = [row for row in rows if (row.operation, row.arithmetic) == (operation, arithmetic)]
+        several = len({row.arithmetic for row in rows if row.operation == operation}) > 1
+        name = f"{operation} {arithmetic}" if several else operation
+        of_row = [g for g in goals if g.operation == operation and g.arithmetic in (None, arithmetic)]
+        plain = next((goal for goal in of_row if goal.against is None), Goal(operation))
         ratios = [1 / row.ratio for row in same if row.ratio]
         if ratios:
-            result.append(Verdict(operation, len(ratios), geometric_mean(ratios), wanted.ratio, "×"))
-        if wanted.value is not None:
+            result.append(Verdict(name, len(ratios), geometric_mean(ratios), plain.ratio, "×"))
+        if plain.value is not None:
             worst = max(row.ours.median for row in same)
-            result.append(Verdict(operation, 1, worst, wanted.value, same[0].unit))
+            result.append(Verdict(name, 1, worst, plain.value, same[0].unit))
+        result += [verdict for goal in of_row if goal.against and (verdict := _against(name, same, rows, goal))]
     return result
+
+
+def _against(name: str, same: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Verdict | None:
+    """Our times over the peer's of another operation, for the same shapes and products."""
+    others = {(row.shape, row.arithmetic): row.peer for row in rows if row.operation == goal.against}
+    pairs = [(row.ours, others.get((row.shape, row.arithmetic))) for row in same]
+    ratios = [ours.median / peer.median for ours, peer in pairs if peer]
+    if not ratios:
+        return None
+    return Verdict(f"{name} against {goal.against}", len(ratios), geometric_mean(ratios), goal.ratio, "×")
 
 
 def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], judged: Sequence[Verdict]) -> None:
@@ -110,6 +129,7 @@ def write_json(path: Path, machine: dict[str, Any], rows: Sequence[Row], judged:
         entry["unsteady"] = row.unsteady
         entry["ours"] = row.ours._asdict()
         entry["peer"] = row.peer and row.peer._asdict()
+        entry["layouts"] = {layout: summary._asdict() for layout, summary in row.layouts.items()}
         entries.append(entry)
     summaries = [asdict(verdict) | {"met": verdict.met} for verdict in judged]
     path.parent.mkdir(parents=True, exist_ok=True)

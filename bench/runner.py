@@ -6,10 +6,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+
+import numpy as np
 
 from .case import Case, Counted, Step, Timed
 from .ceilings import Ceilings
@@ -18,14 +21,15 @@ from .timing import Plan, Sampler, Summary, measure_in_turn, relative_error, sum
 
 ROOT = Path(__file__).resolve().parent.parent
 # Steps on a GPU go round over so many bytes of separate buffers: well beyond any L2 cache.
-ROTATED_BYTES = 512 << 20
-MOST_COPIES = 64
+ROTATED_BYTES = 256 << 20
+MOST_COPIES = 32
+STEPS_BEFORE_A_REPLAY = 3  # the first ones run as they are, or are captured
 PROCESSES = 7  # fresh processes for each side of a counted case
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case measured. Seconds (or bytes, see `unit`) per run."""
+    """One case measured. Seconds (or bytes, see `unit`) per run. Of the peer's layouts the fastest counts."""
 
     suite: str
     operation: str
@@ -37,6 +41,14 @@ class Row:
     peer: Summary | None = None
     floor: float | None = None
     error: float | None = None
+    peer_error: float | None = None
+    arithmetic: str = ""
+    layouts: Mapping[str, Summary] = field(default_factory=dict)  # the peer's in each, where there are several
+
+    @property
+    def layout(self) -> str:
+        """The peer's fastest layout, where there are several."""
+        return next((name for name, summary in self.layouts.items() if summary is self.peer), "")
 
     @property
     def ratio(self) -> float | None:
@@ -73,30 +85,38 @@ class Runner:
         return self._timed(suite, case) if isinstance(case, Timed) else self._counted(suite, case)
 
     def _timed(self, suite: str, case: Timed) -> Row:
-        error = self._error(case) if case.check else None
-        samplers = [self._sampler(case, library) for library in self.sides]
-        ours, peer = _pair(measure_in_turn(samplers, self.plan))
-        floor = self.ceilings.floor(case.bytes, case.operations, case.dtype)
-        labels = (suite, case.operation, case.shape, case.dtype, _precision(case.dtype, self.ours.device))
-        return Row(*labels, "s", ours, peer, floor, error)
+        error, peer_error = self._errors(case) if case.check else (None, None)
+        sides = [self.ours.variant(captures=case.captured)]
+        if self.peer is not None:
+            sides += [self.peer.variant(layout, case.captured) for layout in case.layouts]
+        with ExitStack() as stack:
+            for library in self.sides:
+                stack.enter_context(library.precision(case.precision))
+            ours, *theirs = measure_in_turn([_sampler(case, library) for library in sides], self.plan)
+        for library in self.sides:
+            library.release()
+        named = dict(zip((layout or "channels_first" for layout in case.layouts), theirs, strict=False))
+        return Row(
+            *(suite, case.operation, case.shape, case.dtype),
+            precision=_precision(case, self.ours.device),
+            unit="s",
+            ours=ours,
+            peer=min(theirs, key=lambda summary: summary.median, default=None),
+            floor=self.ceilings.floor(case.bytes, case.operations, case.arithmetic),
+            error=error,
+            peer_error=peer_error,
+            arithmetic=case.arithmetic,
+            layouts=named if len(named) > 1 else {},
+        )
 
-    def _sampler(self, case: Timed, library: Library) -> Sampler:
-        copies = 1
-        if library.device == "cuda" and case.bytes:
-            copies = max(1, min(MOST_COPIES, math.ceil(ROTATED_BYTES / case.bytes)))
-        steps = cycle([case.make(library, case.dtype) for _ in range(copies)])
-
-        def sample(count: int) -> float:
-            return library.elapsed(lambda: _repeat(steps.__next__, count))
-
-        return sample
-
-    def _error(self, case: Timed) -> float:
-        """Against the peer's float64 result, or without a peer against our own."""
-        reference = self.peer or self.ours
-        got = [self.ours.array(output) for output in case.make(self.ours, case.dtype)()]
-        exact = [reference.array(output) for output in case.make(reference, "float64")()]
-        return relative_error(got, exact)
+    def _errors(self, case: Timed) -> tuple[float, float | None]:
+        """Ours, as it is timed, and the peer's, as it comes; both against the peer's float64 results or else ours."""
+        with (self.peer or self.ours).once():
+            exact = _outputs(case, self.peer or self.ours, "float64")
+        error = relative_error(_outputs(case, self.ours.variant(captures=case.captured), case.dtype), exact)
+        if self.peer is None:
+            return error, None
+        return error, relative_error(_outputs(case, self.peer, case.dtype), exact)
 
     def _counted(self, suite: str, case: Counted) -> Row:
         processes = PROCESSES if self.plan.settle else 1
@@ -104,12 +124,32 @@ class Runner:
         for _ in range(processes):
             for taken, library in zip(values, self.sides, strict=True):
                 taken.append(_number_from_process(case, library.name))
-        ours, peer = _pair([summary(taken) for taken in values])
-        return Row(suite, case.operation, case.shape, case.dtype, "", case.unit, ours, peer)
+        ours, *theirs = map(summary, values)
+        labels = (suite, case.operation, case.shape, case.dtype, "", case.unit)
+        return Row(*labels, ours, theirs[0] if theirs else None)
 
 
-def _pair(sides: Sequence[Summary]) -> tuple[Summary, Summary | None]:
-    return sides[0], sides[1] if len(sides) > 1 else None
+def _sampler(case: Timed, library: Library) -> Sampler:
+    copies = 1
+    if library.device == "cuda" and case.bytes:
+        copies = max(1, min(MOST_COPIES, math.ceil(ROTATED_BYTES / case.bytes)))
+    steps = cycle([library.captured(case.make(library, case.dtype)) for _ in range(copies)])
+
+    def sample(count: int) -> float:
+        return library.elapsed(lambda: _repeat(steps.__next__, count))
+
+    return sample
+
+
+def _outputs(case: Timed, library: Library, dtype: str) -> list[np.ndarray]:
+    """The first results, in float64 on the CPU; of a captured step the first ones that a graph makes."""
+    with library.precision(case.precision):
+        step = library.captured(case.make(library, dtype))
+        for _ in range(STEPS_BEFORE_A_REPLAY if case.captured else 0):
+            step()
+        arrays = [library.array(output) for output in step()]
+    library.release()
+    return arrays
 
 
 def _repeat(next_step: Callable[[], Step], count: int) -> None:
@@ -117,11 +157,13 @@ def _repeat(next_step: Callable[[], Step], count: int) -> None:
         next_step()()
 
 
-def _precision(dtype: str, device: str) -> str:
+def _precision(case: Timed, device: str) -> str:
     """What sums and products are computed in, on both sides."""
-    if dtype in ("float16", "bfloat16"):
+    if case.dtype in ("float16", "bfloat16"):
         return "float32 sums"
-    return f"{dtype}, TF32 off" if device == "cuda" and dtype == "float32" else dtype
+    if device == "cpu" or case.dtype != "float32":
+        return case.dtype
+    return "TF32" if case.precision == "high" else "strict float32"
 
 
 def _number_from_process(case: Counted, library: str) -> float:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 # A small layer's, a Transformer's feed-forward, a ResNet's first stage.
@@ -41,9 +39,8 @@ def case(kind: str, shape: tuple[int, ...], dtype: str = "float32") -> Timed:
     """The forward pass and the input's gradient."""
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
-        x = library.tensor(rng.standard_normal(shape, np.float32), dtype, requires_grad=True)
-        upstream = library.tensor(rng.standard_normal(shape, np.float32), dtype)
+        x = library.normal(shape, dtype, 1, requires_grad=True)
+        upstream = library.normal(shape, dtype, 2)
         activation = function(library, kind)
 
         def step() -> tuple:
@@ -53,17 +50,16 @@ def case(kind: str, shape: tuple[int, ...], dtype: str = "float32") -> Timed:
         return step
 
     # Forward reads x and writes y; backward reads dy and x or y and writes dx.
-    return Timed("activation", f"{kind} {_text(shape)}", make, dtype, bytes=5 * _itemsize(dtype) * prod(shape))
+    return Timed("activation", f"{kind} {_text(shape)}", make, dtype, bytes=5 * itemsize(dtype) * prod(shape))
 
 
 def with_bias(kind: str, shape: tuple[int, ...], dim: int, dtype: str = "float32") -> Timed:
     """f(x + bias) and the gradients of both; of PyTorch an addition and an activation."""
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
-        x = library.tensor(rng.standard_normal(shape, np.float32), dtype, requires_grad=True)
-        bias = library.tensor(rng.standard_normal(shape[dim], np.float32), dtype, requires_grad=True)
-        upstream = library.tensor(rng.standard_normal(shape, np.float32), dtype)
+        x = library.normal(shape, dtype, 1, requires_grad=True)
+        bias = library.normal((shape[dim],), dtype, 3, requires_grad=True)
+        upstream = library.normal(shape, dtype, 2)
         fused = getattr(library.functional, "bias_activation", None)
         activation = function(library, kind)
 
@@ -76,11 +72,7 @@ def with_bias(kind: str, shape: tuple[int, ...], dim: int, dtype: str = "float32
 
         return step
 
-    return Timed("bias_activation", f"{kind} {_text(shape)}", make, dtype, bytes=5 * _itemsize(dtype) * prod(shape))
-
-
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype in ("float16", "bfloat16") else 4
+    return Timed("bias_activation", f"{kind} {_text(shape)}", make, dtype, bytes=5 * itemsize(dtype) * prod(shape))
 
 
 def _text(shape: tuple[int, ...]) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 # A hidden layer and a feature map; on a GPU a Transformer's hidden layer, the first also as it is there.
@@ -18,9 +16,8 @@ def case(shape: tuple[int, ...], dtype: str = "float32") -> Timed:
     """Dropout with p = 0.1 and the input's gradient."""
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
-        x = library.tensor(rng.standard_normal(shape, np.float32), dtype, requires_grad=True)
-        upstream = library.tensor(rng.standard_normal(shape, np.float32), dtype)
+        x = library.normal(shape, dtype, 1, requires_grad=True)
+        upstream = library.normal(shape, dtype, 2)
 
         def step() -> tuple:
             y = library.functional.dropout(x, 0.1)
@@ -28,10 +25,9 @@ def case(shape: tuple[int, ...], dtype: str = "float32") -> Timed:
 
         return step
 
-    itemsize = 2 if dtype in ("float16", "bfloat16") else 4
     name = "(" + ",".join(map(str, shape)) + ")"
     # Both ways read and write; the numbers differ, so there is nothing to compare.
-    return Timed("dropout", name, make, dtype, bytes=4 * itemsize * prod(shape), check=False)
+    return Timed("dropout", name, make, dtype, bytes=4 * itemsize(dtype) * prod(shape), check=False)
 
 
 SUITE = Suite(

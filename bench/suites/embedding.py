@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 
@@ -37,14 +37,13 @@ def case(lookup: Lookup, dtype: str = "float32") -> Timed:
     def make(library: Library, dtype: str) -> Step:
         rng = np.random.default_rng(0)
         shape = (lookup.batch, lookup.length)
-        weight = rng.standard_normal((lookup.rows, lookup.columns), np.float32)
         if lookup.skewed:
             taken = np.minimum(rng.zipf(1.3, shape) - 1, lookup.rows - 1)
         else:
             taken = rng.integers(lookup.rows, size=shape)
-        table = library.tensor(weight, dtype, requires_grad=True)
+        table = library.normal((lookup.rows, lookup.columns), dtype, 1, requires_grad=True)
         indices = library.tensor(taken)
-        upstream = library.tensor(rng.standard_normal((*shape, lookup.columns), np.float32), dtype)
+        upstream = library.normal((*shape, lookup.columns), dtype, 2)
 
         def step() -> tuple:
             y = library.functional.embedding(indices, table)
@@ -52,10 +51,9 @@ def case(lookup: Lookup, dtype: str = "float32") -> Timed:
 
         return step
 
-    itemsize = 2 if dtype in ("float16", "bfloat16") else 4
     count = prod((lookup.batch, lookup.length))
     # Forward reads and writes rows; backward reads dy and writes a gradient of the weight's size.
-    moved = itemsize * lookup.columns * (3 * count + lookup.rows) + 2 * 8 * count
+    moved = itemsize(dtype) * lookup.columns * (3 * count + lookup.rows) + 2 * 8 * count
     return Timed("embedding", str(lookup), make, dtype, bytes=moved)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 # LeNet's first feature map, ResNet's at two depths, and one-dimensional ones.
@@ -26,15 +26,13 @@ INSTANCE_CUDA = ((32, 64, 112, 112),)
 
 
 def _operands(library: Library, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
     learned = {"x": shape, "weight": shape[1:2], "bias": shape[1:2], "residual": shape}
     operands = {
-        name: library.tensor(rng.standard_normal(size, np.float32), dtype, requires_grad=True)
-        for name, size in learned.items()
+        name: library.normal(size, dtype, seed, requires_grad=True) for seed, (name, size) in enumerate(learned.items())
     }
     return {
         **operands,
-        "upstream": library.tensor(rng.standard_normal(shape, np.float32), dtype),
+        "upstream": library.normal(shape, dtype, 4),
         "mean": library.tensor(np.zeros(shape[1], np.float32), dtype),
         "var": library.tensor(np.ones(shape[1], np.float32), dtype),
     }
@@ -63,25 +61,23 @@ def batch_norm(shape: tuple[int, ...], dtype: str = "float32", fused: bool = Fal
 
         return step
 
-    itemsize = 2 if dtype in ("float16", "bfloat16") else 4
     # x twice, y; then dy and x twice, dx. Fused: the residual and y are read, its gradient is written and read for dy.
     passes = 3 + 1 + 5 + 2 if fused else 3 + 5
     operation = "batch_norm + residual + relu" if fused else "batch_norm"
-    return Timed(operation, str(shape).replace(" ", ""), make, dtype, bytes=passes * itemsize * prod(shape))
+    return Timed(operation, str(shape).replace(" ", ""), make, dtype, bytes=passes * itemsize(dtype) * prod(shape))
 
 
 def row_norm(operation: str, shape: tuple[int, ...], dtype: str = "float32", groups: int = 0) -> Timed:
     """layer_norm or rms_norm of rows, group_norm or instance_norm of images: the result and all gradients."""
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
         vectors = ("weight",) if operation == "rms_norm" else ("weight", "bias")
         sizes = {"x": shape, **dict.fromkeys(vectors, shape[1:2])}
         of = {
-            name: library.tensor(rng.standard_normal(size, np.float32), dtype, requires_grad=True)
-            for name, size in sizes.items()
+            name: library.normal(size, dtype, seed, requires_grad=True)
+            for seed, (name, size) in enumerate(sizes.items())
         }
-        upstream = library.tensor(rng.standard_normal(shape, np.float32), dtype)
+        upstream = library.normal(shape, dtype, 4)
         function = getattr(library.functional, operation)
         settings = {"group_norm": (groups,), "instance_norm": ()}.get(operation, (shape[1:],))
         given = {name: of[name] for name in vectors}
@@ -92,10 +88,9 @@ def row_norm(operation: str, shape: tuple[int, ...], dtype: str = "float32", gro
 
         return step
 
-    itemsize = 2 if dtype in ("float16", "bfloat16") else 4
     text = str(shape).replace(" ", "") + (f" g{groups}" if groups else "")
     # x, y; then dy, x, dx.
-    return Timed(operation, text, make, dtype, bytes=5 * itemsize * prod(shape))
+    return Timed(operation, text, make, dtype, bytes=5 * itemsize(dtype) * prod(shape))
 
 
 ROWS_CPU = [

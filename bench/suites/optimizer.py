@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
-
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 Shapes = Sequence[tuple[int, ...]]
@@ -53,11 +51,10 @@ def case(operation: str, name: str, shapes: Shapes, dtype: str = "float32") -> T
     """A step of an optimizer, or clipping of gradients that are always too large."""
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
         parameters = []
-        for shape in shapes:
-            parameter = library.tensor(rng.standard_normal(shape, np.float32), dtype, requires_grad=True)
-            parameter.grad = library.tensor(rng.standard_normal(shape, np.float32), dtype)
+        for seed, shape in enumerate(shapes):
+            parameter = library.normal(shape, dtype, 2 * seed, requires_grad=True)
+            parameter.grad = library.normal(shape, dtype, 2 * seed + 1)
             parameters.append(parameter)
         if operation == "clip_grad_norm_":
             clip = library.nn.utils.clip_grad_norm_
@@ -74,8 +71,7 @@ def case(operation: str, name: str, shapes: Shapes, dtype: str = "float32") -> T
 
         return step
 
-    itemsize = 2 if dtype in ("float16", "bfloat16") else 4
-    return Timed(operation, name, make, dtype, bytes=MOVED[operation] * itemsize // 4 * sum(map(prod, shapes)))
+    return Timed(operation, name, make, dtype, bytes=MOVED[operation] * itemsize(dtype) // 4 * sum(map(prod, shapes)))
 
 
 SUITE = Suite(

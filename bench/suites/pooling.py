@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 
@@ -80,10 +80,9 @@ def case(operation: str, pool: Pool | Adaptive, dtype: str = "float32") -> Timed
     result = pool.x_shape if name.startswith("max_unpool") else pool.y_shape
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
-        x = library.tensor(rng.standard_normal(given, np.float32), dtype, requires_grad=True)
-        upstream = library.tensor(rng.standard_normal(result, np.float32), dtype)
-        call = _call(library, name, pool, rng)
+        x = library.normal(given, dtype, 1, requires_grad=True)
+        upstream = library.normal(result, dtype, 2)
+        call = _call(library, name, pool)
 
         def step() -> tuple:
             y = call(x)
@@ -91,27 +90,26 @@ def case(operation: str, pool: Pool | Adaptive, dtype: str = "float32") -> Timed
 
         return step
 
-    itemsize = 2 if dtype in ("float16", "bfloat16") else 4
     # Forward reads x and writes y; backward reads dy and writes dx.
-    moved = 2 * itemsize * (prod(given) + prod(result)) + _of_positions(name, pool, itemsize)
+    moved = 2 * itemsize(dtype) * (prod(given) + prod(result)) + _of_positions(name, pool, itemsize(dtype))
     return Timed(name, str(pool), make, dtype, bytes=moved)
 
 
-def _call(library: Library, name: str, pool: Pool | Adaptive, rng: np.random.Generator) -> Callable[[Any], Any]:
+def _call(library: Library, name: str, pool: Pool | Adaptive) -> Callable[[Any], Any]:
     function = getattr(library.functional, name)
     if isinstance(pool, Adaptive):
         return lambda x: function(x, pool.out)
     if name.startswith("lp"):
         return lambda x: function(x, 2, pool.window, stride=pool.stride)
     if name.startswith("max_unpool"):
-        place = _positions(pool, rng)
-        indices = library.tensor(place)
+        indices = library.tensor(_positions(pool))
         return lambda x: function(x, indices, pool.window, stride=pool.stride, output_size=pool.axes)
     return lambda x: function(x, pool.window, stride=pool.stride, padding=pool.padding)
 
 
-def _positions(pool: Pool, rng: np.random.Generator) -> np.ndarray:
+def _positions(pool: Pool) -> np.ndarray:
     """One position in each window."""
+    rng = np.random.default_rng(0)
     indices = np.zeros(pool.y_shape, np.int64)
     for axis, (count, size) in enumerate(zip(pool.y_shape[2:], pool.axes, strict=True), 2):
         start = (np.arange(count) * pool.stride).reshape(-1, *(1,) * (len(pool.y_shape) - axis - 1))
@@ -119,7 +117,7 @@ def _positions(pool: Pool, rng: np.random.Generator) -> np.ndarray:
     return indices
 
 
-def _of_positions(name: str, pool: Pool | Adaptive, itemsize: int) -> int:
+def _of_positions(name: str, pool: Pool | Adaptive, of_value: int) -> int:
     """Bytes of what tells where elements come from, or of what a gradient needs besides."""
     outputs = prod(pool.y_shape)
     if name.startswith("max_pool"):
@@ -127,7 +125,7 @@ def _of_positions(name: str, pool: Pool | Adaptive, itemsize: int) -> int:
     if name.startswith(("max_unpool", "adaptive_max")):
         return 2 * 8 * outputs
     if name.startswith("lp"):
-        return itemsize * (prod(pool.x_shape) + outputs)
+        return of_value * (prod(pool.x_shape) + outputs)
     return 0
 
 

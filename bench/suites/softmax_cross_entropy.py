@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..case import Goal, Step, Suite, Timed
+from ..case import Goal, Step, Suite, Timed, itemsize
 from ..library import Library
 
 # A digit classifier, ImageNet at two batch sizes, a language model.
@@ -23,7 +23,7 @@ def case(rows: int, classes: int, dtype: str = "float32", probabilities: bool = 
 
     def make(library: Library, dtype: str) -> Step:
         rng = np.random.default_rng(0)
-        logits = library.tensor(rng.standard_normal((rows, classes), np.float32), dtype, requires_grad=True)
+        logits = library.normal((rows, classes), dtype, 1, requires_grad=True)
         if probabilities:
             target = library.tensor(rng.dirichlet(np.ones(classes), rows), dtype)
         else:
@@ -36,7 +36,7 @@ def case(rows: int, classes: int, dtype: str = "float32", probabilities: bool = 
         return step
 
     # Reads the logits (and probabilities), writes their gradient.
-    moved = (3 if probabilities else 2) * _itemsize(dtype) * rows * classes
+    moved = (3 if probabilities else 2) * itemsize(dtype) * rows * classes
     kind = " probabilities" if probabilities else "".join(f" {name}={value}" for name, value in settings.items())
     return Timed("cross_entropy", f"({rows},{classes}){kind}", make, dtype, bytes=moved)
 
@@ -45,9 +45,8 @@ def softmax_case(operation: str, shape: tuple[int, ...], dim: int, dtype: str = 
     """The result and the input's gradient."""
 
     def make(library: Library, dtype: str) -> Step:
-        rng = np.random.default_rng(0)
-        x = library.tensor(rng.standard_normal(shape, np.float32), dtype, requires_grad=True)
-        upstream = library.tensor(rng.standard_normal(shape, np.float32), dtype)
+        x = library.normal(shape, dtype, 1, requires_grad=True)
+        upstream = library.normal(shape, dtype, 2)
         function = getattr(library.functional, operation)
 
         def step() -> tuple:
@@ -57,12 +56,8 @@ def softmax_case(operation: str, shape: tuple[int, ...], dim: int, dtype: str = 
         return step
 
     # Forward reads x and writes y; backward reads y and dy and writes dx.
-    moved = 5 * _itemsize(dtype) * prod(shape)
+    moved = 5 * itemsize(dtype) * prod(shape)
     return Timed(operation, f"({','.join(map(str, shape))}) dim {dim}", make, dtype, bytes=moved)
-
-
-def _itemsize(dtype: str) -> int:
-    return 2 if dtype in ("float16", "bfloat16") else 4
 
 
 SUITE = Suite(
