@@ -323,10 +323,19 @@ def launch(
     launcher.run(kernel, grid3, block3, args, shared_bytes, devices[0], reached)
 
 
-def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, str]:
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel in the machine code of one architecture, and what the compiler's log says of it."""
+
+    cubin: bytes
+    symbol: str  # the kernel's name in it
+    log: str
+
+
+def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, Compiled]:
     """Compile kernels of one source for an architecture such as "sm_90", which needs no device.
 
-    Returns what the compiler's log says of each. Raises RuntimeError with the log if they do not compile.
+    Raises RuntimeError with the compiler's log if they do not compile.
     """
     from cupy._core.core import assemble_cupy_compiler_options
     from cupy.cuda import compiler
@@ -338,11 +347,12 @@ def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, str]:
     program = compiler._NVRTCProgram(kernels[0].text(), kernels[0].source, name_expressions=names, method="cubin")
     log = io.StringIO()
     try:
-        _, symbols = program.compile(options, log)
+        cubin, symbols = program.compile(options, log)
     except compiler.CompileException as error:
         raise _compile_error(kernels, error, f" for {arch}") from error
     entries = {entry.partition("'")[0]: entry for entry in log.getvalue().split("Compiling entry function '")}
-    return {kernel: entries[symbols[kernel.name]] for kernel in kernels}
+    found = {kernel: symbols[kernel.name] for kernel in kernels}
+    return {kernel: Compiled(cubin, symbol, entries[symbol]) for kernel, symbol in found.items()}
 
 
 def _compile_error(kernels: Sequence[Kernel], error: Exception, target: str = "") -> RuntimeError:
