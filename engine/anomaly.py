@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import linecache
-import os
-import sys
-from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import grad_mode, graph
 from .backend import array_module, is_array
 from .grad_mode import Watcher
 from .operation import Saved
+from .recorder import refuse
 from .tensor import Tensor
-
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_OURS = tuple(os.path.join(_PACKAGE, folder, "") for folder in ("engine", "nn", "kernels"))
-
-
-class _Place(NamedTuple):
-    file: str
-    line: int
-    function: str
-
-    def __str__(self) -> str:
-        source = linecache.getline(self.file, self.line).strip()
-        return f'File "{self.file}", line {self.line}, in {self.function}' + (f"\n    {source}" if source else "")
-
-
-def _calling_place() -> tuple[_Place | None, bool]:
-    """The innermost frame outside the package, and whether a backward pass lies between it and here."""
-    frame: FrameType | None = sys._getframe(1)
-    in_backward = False
-    while frame is not None:
-        code = frame.f_code
-        if not code.co_filename.startswith(_OURS):
-            return _Place(code.co_filename, frame.f_lineno, code.co_name), in_backward
-        in_backward = in_backward or code is graph.run.__code__
-        frame = frame.f_back
-    return None, in_backward
+from .user_code import calling_place
 
 
 def _has_nan(value: Any) -> bool:
@@ -47,6 +19,7 @@ def _has_nan(value: Any) -> bool:
     array = value._data if isinstance(value, Tensor) else value
     if not is_array(array):
         return isinstance(array, float) and array != array
+    refuse("look for NaN")
     return array.dtype.kind in "fV" and bool(array_module(array).isnan(array).any())
 
 
@@ -62,7 +35,7 @@ class detect_anomaly(Watcher):
 
     def passed_forward(self, operation: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Note the line that called `operation`; raise where it made a NaN."""
-        place, in_backward = _calling_place()
+        place, in_backward = calling_place(graph.run.__code__)
         operation.called_at = place
         # Inside a backward, a NaN may yet be masked away: there only what a whole backward returns counts.
         if self.check_nan and not in_backward and _has_nan(output) and not _has_nan(inputs):

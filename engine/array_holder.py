@@ -9,6 +9,7 @@ import numpy as np
 from . import backend
 from .backend import Device
 from .dtypes import is_floating
+from .recorder import refuse
 
 
 class ArrayHolder:
@@ -90,16 +91,22 @@ class ArrayHolder:
         """The only element as a Python number; on a GPU this waits for its work."""
         if self._data.size != 1:
             raise RuntimeError(f"item: expected a tensor of one element, got shape {self.shape}")
-        return self._data.item()
+        return self._on_host().item()
 
     def tolist(self) -> Any:
         """The elements as nested lists of Python numbers."""
-        return self._data.tolist()
+        return self._on_host().tolist()
+
+    def _on_host(self) -> Any:
+        """The array, whose values a Python number is about to be made of."""
+        if not isinstance(self._data, np.ndarray):
+            refuse("look at values")
+        return self._data
 
     def __bool__(self) -> bool:
         if self._data.size != 1:
             raise RuntimeError(f"the truth of a tensor of shape {self.shape} is ambiguous: use any() or all()")
-        return bool(self._data.item())
+        return bool(self._on_host().item())
 
     def __float__(self) -> float:
         return float(self.item())

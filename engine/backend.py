@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .recorder import refuse
+
 _CHOICES = ("numpy", "cupy", "auto")
 
 
@@ -159,6 +161,7 @@ def transfer(array: Any, device: Device) -> Any:
     """`array` on `device`: itself where it is there, else a copy."""
     if device_of(array) == device:
         return array
+    refuse("copy from the GPU" if device.type == "cpu" else "copy to the GPU")
     if device.type == "cpu":
         return cupy().asnumpy(array)
     with on_device(device):
@@ -172,5 +175,6 @@ def device_count() -> int:
 
 def synchronize() -> None:
     """Wait for the work of the current stream of the current GPU; nothing to wait for without one."""
+    refuse("wait for the GPU")
     if cuda_is_available():
         cupy().cuda.get_current_stream().synchronize()

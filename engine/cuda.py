@@ -1,4 +1,4 @@
-"""`adjoint.cuda`: what there is of GPUs, and their generators of random numbers."""
+"""`adjoint.cuda`: what there is of GPUs, steps as CUDA graphs, and generators of random numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import Any
 
 from .backend import Device, as_device, device_count, synchronize
 from .backend import cuda_is_available as is_available
+from .capture import capture
 from .random import default_generator
 from .tensor import Tensor
 
 __all__ = [
+    "capture",
     "device_count",
     "get_rng_state",
     "initial_seed",

@@ -31,6 +31,8 @@ class _Mode(threading.local):
     grad: bool = True
     quiet: bool = False  # NumPy's floating-point warnings are off already, for a whole backward pass
     watchers: tuple[Watcher, ...] = ()
+    captured: str | None = None  # the name of the step that runs under `cuda.capture`
+    recorder: Any = None  # what notes, on a GPU, what that step does
 
 
 mode = _Mode()

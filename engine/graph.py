@@ -46,6 +46,8 @@ class AccumulateGrad(Operation):
         else:
             known._data += grad._data
             known._versions[0] += 1
+            if mode.recorder is not None:
+                mode.recorder.in_place(known._versions)
         if self.hooks is not None:
             for hook in self.hooks.of("accumulated"):
                 hook(tensor)

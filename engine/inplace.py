@@ -104,6 +104,8 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
 def record_change(target: Tensor, edge: Edge | None) -> Tensor:
     """Note that the memory of `target` has changed, and that gradients of all of it now go to `edge`."""
     target._versions[0] += 1
+    if mode.recorder is not None:
+        mode.recorder.in_place(target._versions)
     if not mode.grad:
         return target
     base, steps = (target, ()) if target._view is None else (target._view.base, target._view.steps)

@@ -96,7 +96,7 @@ class Generator:
             self.set_state(snapshot)
             return
         with on_device(self.device):
-            self.stream.place[...] = module_of(self.device).asarray(snapshot)
+            self.stream.place[...] = transfer(snapshot, self.device)
 
 
 _generators: dict[Device, Generator] = {}

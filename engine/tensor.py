@@ -12,6 +12,7 @@ from . import backend
 from .array_holder import ArrayHolder
 from .dtypes import as_dtype, get_default_dtype, is_floating, promote_types
 from .grad_mode import mode
+from .recorder import refuse
 
 if TYPE_CHECKING:
     from .hooks import RemovableHandle
@@ -111,6 +112,7 @@ class Tensor(ArrayHolder):
 
     @data.setter
     def data(self, value: Any) -> None:
+        refuse("give a tensor another array")
         array = as_array(value)
         if self._edge is not None and array.dtype.kind not in "fV":
             raise TypeError(f"data: a tensor that requires a gradient needs a floating dtype, got {array.dtype}")
@@ -178,6 +180,8 @@ class Tensor(ArrayHolder):
     @property
     def grad(self) -> Tensor | None:
         """What backward has added up here: None, or a tensor of this one's shape and dtype."""
+        if mode.recorder is not None:
+            mode.recorder.read(self, "_grad")
         return self._grad
 
     @grad.setter
@@ -188,6 +192,8 @@ class Tensor(ArrayHolder):
             if value.shape != self.shape or value.dtype != self.dtype or value.device != self.device:
                 wanted, given = (f"{t.shape} of {t.dtype} on {t.device}" for t in (self, value))
                 raise RuntimeError(f"grad: this tensor has shape {wanted}, but the gradient {given}")
+        if mode.recorder is not None:
+            mode.recorder.write(self, "_grad")
         self._grad = value
 
     @property
@@ -207,6 +213,8 @@ class Tensor(ArrayHolder):
             raise RuntimeError(f"requires_grad: only floating tensors have gradients, got dtype {self.dtype}")
         from .graph import leaf_edge
 
+        if mode.recorder is not None:
+            mode.recorder.write(self, "requires_grad")
         self._edge = leaf_edge(self) if needed else None
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:

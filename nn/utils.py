@@ -11,6 +11,7 @@ import numpy as np
 from .. import kernels
 from ..engine import Tensor
 from ..engine.backend import Device, device_of, transfer
+from ..engine.grad_mode import mode
 from ..engine.tensor import wrap
 
 Tensors = Tensor | Iterable[Tensor]
@@ -102,3 +103,5 @@ def _check_order(name: str, norm_type: float) -> None:
 def _count_changes(tensors: list[Tensor]) -> None:
     for tensor in tensors:
         tensor._versions[0] += 1
+        if mode.recorder is not None:
+            mode.recorder.in_place(tensor._versions)

@@ -11,6 +11,7 @@ import numpy as np
 from ..backend import array_module
 from ..operation import Operation
 from ..promotion import on_one_device
+from ..recorder import refuse
 from ..tensor import Tensor, as_array, wrap
 from .arithmetic import add, mul, where
 from .define import public
@@ -223,6 +224,7 @@ class Nonzero(Operation):
     differentiable = False
 
     def forward(ctx, x: Any) -> Any:
+        refuse("make a result whose size depends on values")
         places = x.reshape(1).nonzero() if not x.ndim else x.nonzero()
         return tuple(array_module(x).asarray(place, dtype=np.int64) for place in places)
 

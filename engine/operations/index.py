@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import array_module, device_of, is_array, transfer
+from ..recorder import refuse
 from ..tensor import as_array
 from .positions import flat_positions
 
@@ -104,6 +105,7 @@ def parse(index: Any, x: Any) -> tuple[Any, Arrays | None]:
             shape = x.shape[dim : dim + item.ndim]
             if item.shape != shape:
                 raise IndexError(f"index: a mask of shape {item.shape} does not fit dims {shape} of shape {x.shape}")
+            refuse("index by a mask, whose result has a size that depends on values")
             masks += 1
             basic.extend([slice(None)] * item.ndim or [None])
             indices.extend(item.nonzero() if item.ndim else [item.reshape(1).nonzero()[0]])
@@ -152,6 +154,8 @@ def _plain(item: Any, x: Any) -> Any:
     if array.dtype.kind not in "iub":
         raise IndexError(f"index: expected integers, slices, bools or tensors of them, got dtype {array.dtype}")
     if array.ndim == 0 and array.dtype.kind == "i":
+        if not isinstance(array, np.ndarray):
+            refuse("look at values")
         return int(array)
     return transfer(array, device_of(x))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend import array_module
 from ..operation import Operation
+from ..recorder import refuse
 from ..tensor import Tensor, as_array
 from .define import public
 from .dims import normalize_dim
@@ -138,6 +139,8 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None) -> Te
         input, dim = input.reshape(-1), 0
     dim = normalize_dim("repeat_interleave", dim, input.ndim)
     counts = as_array(repeats)
+    if not isinstance(counts, np.ndarray):
+        refuse("look at values")
     if counts.dtype.kind != "i" or counts.ndim > 1:
         raise TypeError(
             f"repeat_interleave: expected an integer or a vector of them, got {counts.dtype} {counts.shape}"

@@ -9,6 +9,7 @@ import numpy as np
 from ..backend import array_module
 from ..dtypes import is_half
 from ..operation import Operation
+from ..recorder import refuse
 from ..tensor import Tensor, wrap
 from .define import public
 from .dims import normalize_dim
@@ -105,6 +106,7 @@ def unique(
     dim: int | None = None,
 ) -> Any:
     """The distinct elements (slices along `dim`) in order; if asked, where each went and how many came."""
+    refuse("make a result whose size depends on values")
     module = array_module(input._data)
     axis = None if dim is None else normalize_dim("unique", dim, input.ndim)
     found = module.unique(input._data, return_inverse=return_inverse, return_counts=return_counts, axis=axis)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import launch
+from . import launch, replay
 from .launch import Kernel
 from .multi_tensor import BLOCK, Array, batches, contiguous
+from .replay import now
 
 Arrays = Sequence[Array]
 
@@ -57,18 +58,20 @@ def sgd(
     grad_scale: Any = 1.0,
     found_inf: Array | None = None,
 ) -> None:
-    given = launch.struct(
-        _SGD,
-        lr=_value(lr),
-        momentum=momentum,
-        taken=1 - dampening,
-        weight_decay=weight_decay,
-        grad_factor=(-1 if maximize else 1) / _value(grad_scale),
-        nesterov=nesterov,
-        first=first,
-        skip=0,
-    )
-    replaced = _replaced(_SGD_NUMBERS, given, params[0], lr, grad_scale, found_inf)
+    def numbers() -> np.ndarray:
+        return launch.struct(
+            _SGD,
+            lr=_value(lr),
+            momentum=now(momentum),
+            taken=1 - now(dampening),
+            weight_decay=now(weight_decay),
+            grad_factor=(-1 if maximize else 1) / _value(grad_scale),
+            nesterov=nesterov,
+            first=first,
+            skip=0,
+        )
+
+    given, replaced = _numbers(_SGD_NUMBERS, numbers, params[0], lr, grad_scale, found_inf)
     kernel = _sgd(launch.c_type(params[0].dtype), momentum_buffers is not None)
     lists = [params, grads] if momentum_buffers is None else [params, grads, momentum_buffers]
     _run(kernel, lists, given, replaced)
@@ -91,23 +94,25 @@ def adam(
     grad_scale: Any = 1.0,
     found_inf: Array | None = None,
 ) -> None:
-    count = _value(step)
-    given = launch.struct(
-        _ADAM,
-        lr=_value(lr),
-        beta1=beta1,
-        beta2=beta2,
-        taken1=1 - beta1,
-        taken2=1 - beta2,
-        correction1=1 - beta1**count,
-        root2=math.sqrt(1 - beta2**count),
-        eps=eps,
-        weight_decay=weight_decay,
-        grad_factor=(-1 if maximize else 1) / _value(grad_scale),
-        decoupled=decoupled,
-        skip=0,
-    )
-    replaced = _replaced(_ADAM_NUMBERS, given, params[0], lr, step, grad_scale, found_inf)
+    def numbers() -> np.ndarray:
+        first, second, count = now(beta1), now(beta2), _value(step)
+        return launch.struct(
+            _ADAM,
+            lr=_value(lr),
+            beta1=first,
+            beta2=second,
+            taken1=1 - first,
+            taken2=1 - second,
+            correction1=1 - first**count,
+            root2=math.sqrt(1 - second**count),
+            eps=now(eps),
+            weight_decay=now(weight_decay),
+            grad_factor=(-1 if maximize else 1) / _value(grad_scale),
+            decoupled=decoupled,
+            skip=0,
+        )
+
+    given, replaced = _numbers(_ADAM_NUMBERS, numbers, params[0], lr, step, grad_scale, found_inf)
     kernel = _adam(launch.c_type(params[0].dtype), max_exp_avg_sqs is not None)
     lists = [params, grads, exp_avgs, exp_avg_sqs]
     if max_exp_avg_sqs is not None:
@@ -117,17 +122,24 @@ def adam(
 
 def _value(number: Any) -> float:
     """The number; 1 for an array, whose value is read on the device."""
-    return 1.0 if launch.launcher.is_array(number) else float(number)
+    return 1.0 if launch.launcher.is_array(number) else float(now(number))
 
 
-def _replaced(kernel: Kernel, given: np.ndarray, like: Array, *numbers: Any) -> Array | None:
-    """The numbers in device memory where one of them is an array, else None."""
+def _numbers(
+    kernel: Kernel, read: Callable[[], np.ndarray], like: Array, *numbers: Any
+) -> tuple[np.ndarray, Array | None]:
+    """The numbers of a step as a parameter of its launch, and what replaces them in device memory.
+
+    Something does where one of `numbers` is an array, and where the launch goes into a graph.
+    """
+    given = read()
+    refreshed = replay.refreshed(read, like)
     places = [number.astype(np.float64, copy=False) if launch.launcher.is_array(number) else None for number in numbers]
     if not any(place is not None for place in places):
-        return None
+        return given, refreshed
     result = launch.empty((given.itemsize // 8,), np.float64, like)
-    launch.launch(kernel, (1,), (1,), (*places, result, given))
-    return result
+    launch.launch(kernel, (1,), (1,), (*places, refreshed, result, given))
+    return given, result
 
 
 def _run(kernel: Kernel, lists: Sequence[Arrays], given: np.ndarray, replaced: Array | None) -> None:

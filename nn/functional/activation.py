@@ -18,6 +18,7 @@ from ...engine.operations.arithmetic import where
 from ...engine.operations.bias_activation import BiasActivation, PReLU
 from ...engine.operations.dims import normalize_dim
 from ...engine.operations.sampling import rand_like
+from ...engine.recorder import refuse
 from ...engine.tensor import wrap
 from .checks import check_number, check_tensor
 
@@ -322,6 +323,8 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         raise ValueError(f"one_hot: num_classes must be given for an empty tensor (shape {array.shape})")
     if num_classes != -1 and num_classes < 1:
         raise ValueError(f"one_hot: num_classes must be positive or -1, got {num_classes}")
+    if num_classes == -1:
+        refuse("look at values")
     count = int(array.max()) + 1 if num_classes == -1 else num_classes
     if isinstance(array, np.ndarray) and array.size and not (array.min() >= 0 and array.max() < count):
         wrong = int(array.min()) if array.min() < 0 else int(array.max())

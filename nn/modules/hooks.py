@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...engine import Tensor
+from ...engine.grad_mode import mode
 from ...engine.hooks import RemovableHandle, add_hook
 from ...engine.operation import Operation
 
@@ -110,6 +111,8 @@ class Hooked:
     forward: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if mode.recorder is not None:
+            mode.recorder.read(self, "training")
         if not self._hooks:
             return self.forward(*args, **kwargs)
         for hook, with_kwargs in self._hooks_of("forward_pre"):

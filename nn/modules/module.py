@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from ...engine import Tensor
 from ...engine.backend import Device, transfer
 from ...engine.dtypes import bfloat16, float16, float32, float64, is_floating
+from ...engine.grad_mode import mode as thread
 from ...engine.operations.conversion import destination
 from ..parameter import Buffer, Parameter
 from .hooks import Hooked
@@ -225,6 +226,8 @@ class Module(Hooked):
         """Set training mode here and below."""
         if not isinstance(mode, bool):
             raise ValueError(f"train: mode must be a bool, got {mode!r}")
+        if thread.recorder is not None:
+            thread.recorder.write(self, "training")
         self.training = mode
         for module in self.children():
             module.train(mode)

@@ -44,16 +44,16 @@ class Adagrad(Elementwise):
         state["sum"]._data.fill(group["initial_accumulator_value"])
         return state
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> float:
-        return group["lr"] / (1 + (state["step"] - 1) * group["lr_decay"])
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        return (group["lr"] / (1 + (state["step"] - 1) * group["lr_decay"]),)
 
-    def change(self, group: Group, numbers: float, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
-        (total,) = state
+    def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
+        (total,), (size,) = state, numbers
         np.add(total, np.multiply(g, g, work), total)
         np.sqrt(total, work)
         np.add(work, group["eps"], work)
         np.divide(g, work, work)
-        np.subtract(p, np.multiply(work, numbers, work), p)
+        np.subtract(p, np.multiply(work, size, work), p)
 
 
 class Adadelta(Elementwise):
@@ -79,14 +79,14 @@ class Adadelta(Elementwise):
     def arrays(self, group: Group) -> tuple[str, ...]:
         return ("square_avg", "acc_delta")
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> None:
-        return None
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        return (group["lr"],)
 
     def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
-        (v, u), eps = state, group["eps"]
+        (v, u), (lr,), eps = state, numbers, group["eps"]
         add_to_squares(v, g, group["rho"], work)
         np.sqrt(np.add(v, eps, work), work)
         np.sqrt(np.add(u, eps, more), more)
         step = np.multiply(np.divide(more, work, more), g, more)
         add_to_squares(u, step, group["rho"], work)
-        np.subtract(p, np.multiply(step, group["lr"], step), p)
+        np.subtract(p, np.multiply(step, lr, step), p)

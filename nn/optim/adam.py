@@ -9,6 +9,7 @@ from typing import Any
 from ... import kernels
 from ...engine import Tensor
 from .optimizer import Group, Optimizer, check_betas, check_lr, check_number, lr_of, zeros_for
+from .recorded import advance, counts, number
 
 
 class Adam(Optimizer):
@@ -46,7 +47,7 @@ class Adam(Optimizer):
 
     def update(self, group: Group, params: list[Tensor]) -> None:
         amsgrad = group["amsgrad"]
-        by_step: defaultdict[int, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
+        by_step: defaultdict[Any, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
         for parameter in params:
             state = self.state[parameter]
             if not state:
@@ -55,26 +56,33 @@ class Adam(Optimizer):
                 state["exp_avg_sq"] = zeros_for(parameter)
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = zeros_for(parameter)
-            by_step[state["step"] + 1].append((parameter, state))
-        beta1, beta2 = group["betas"]
-        for step, known in by_step.items():
+            by_step[counts(state)].append((parameter, state))
+        for known in by_step.values():
+            states = [state for _, state in known]
             kernels.adam(
                 [parameter._data for parameter, _ in known],
                 [parameter._grad._data for parameter, _ in known],  # type: ignore[union-attr]
-                [state["exp_avg"]._data for _, state in known],
-                [state["exp_avg_sq"]._data for _, state in known],
-                [state["max_exp_avg_sq"]._data for _, state in known] if amsgrad else None,
-                step,
+                [state["exp_avg"]._data for state in states],
+                [state["exp_avg_sq"]._data for state in states],
+                [state["max_exp_avg_sq"]._data for state in states] if amsgrad else None,
+                _next_step(states[0]),
                 lr_of(group),
-                beta1,
-                beta2,
-                group["eps"],
-                group["weight_decay"],
+                number(lambda: group["betas"][0]),
+                number(lambda: group["betas"][1]),
+                number(lambda: group["eps"]),
+                number(lambda: group["weight_decay"]),
                 self.decoupled,
                 group["maximize"],
             )
-            for _, state in known:
-                state["step"] = step
+            advance(states, _go_on)
+
+
+def _next_step(state: dict[str, Any]) -> Any:
+    return number(lambda: state["step"] + 1)
+
+
+def _go_on(state: dict[str, Any]) -> None:
+    state["step"] += 1
 
 
 class AdamW(Adam):

@@ -52,20 +52,26 @@ class NAdam(_AdamVariant):
     def begin(self, group: Group, parameter: Tensor) -> dict[str, Any]:
         return {"mu_product": 1.0, **super().begin(group, parameter)}
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, float, float]:
-        """The factors of g and of its mean, and the root of v's correction."""
-        (beta1, beta2), lr, step = group["betas"], group["lr"], state["step"]
-        mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"])) for t in (step, step + 1))
-        state["mu_product"] *= mu
-        of_grad = lr * (1 - mu) / (1 - state["mu_product"])
-        return of_grad, lr * next_mu / (1 - state["mu_product"] * next_mu), math.sqrt(1 - beta2**step)
+    def _mu(self, group: Group, step: int) -> float:
+        return group["betas"][0] * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
+
+    def advance(self, group: Group, state: dict[str, Any]) -> None:
+        super().advance(group, state)
+        state["mu_product"] *= self._mu(group, state["step"])
+
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        """The factors of g and of its mean, and the factor that corrects the root of v."""
+        lr, step, product = group["lr"], state["step"], state["mu_product"]
+        mu, next_mu = self._mu(group, step), self._mu(group, step + 1)
+        of_grad, of_mean = lr * (1 - mu) / (1 - product), lr * next_mu / (1 - product * next_mu)
+        return of_grad, of_mean, 1 / math.sqrt(1 - group["betas"][1] ** step)
 
     def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
         (m, v), (beta1, beta2) = state, group["betas"]
-        of_grad, of_mean, root = numbers
+        of_grad, of_mean, correction = numbers
         add_to_mean(m, g, beta1, work)
         add_to_squares(v, g, beta2, work)
-        np.multiply(np.sqrt(v, work), 1 / root, work)
+        np.multiply(np.sqrt(v, work), correction, work)
         np.add(work, group["eps"], work)
         np.subtract(p, np.divide(np.multiply(g, of_grad, more), work, more), p)
         np.subtract(p, np.divide(np.multiply(m, of_mean, more), work, more), p)
@@ -91,29 +97,25 @@ class RAdam(_AdamVariant):
         }  # fmt: skip
         super().__init__(params, defaults)
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, float | None]:
-        """The step's size, and what it is multiplied by where v counts."""
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        """The step's size, and what the mean of g is divided by: a factor of the root of v, and what is added to it."""
         (beta1, beta2), step = group["betas"], state["step"]
         correction2 = 1 - beta2**step
         longest = 2 / (1 - beta2) - 1
         length = longest - 2 * step * beta2**step / correction2
         size = group["lr"] / (1 - beta1**step)
         if length <= 5:
-            return size, None
+            return size, 0.0, 1.0
         square = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-        return size, math.sqrt(square * correction2)
+        return size * math.sqrt(square * correction2), 1.0, group["eps"]
 
     def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
         (m, v), (beta1, beta2) = state, group["betas"]
-        size, rectified = numbers
+        size, of_root, added = numbers
         add_to_mean(m, g, beta1, work)
         add_to_squares(v, g, beta2, work)
-        if rectified is None:
-            np.multiply(m, size, work)
-        else:
-            np.add(np.sqrt(v, work), group["eps"], work)
-            np.multiply(np.divide(m, work, work), size * rectified, work)
-        np.subtract(p, work, p)
+        np.add(np.multiply(np.sqrt(v, work), of_root, work), added, work)
+        np.subtract(p, np.multiply(np.divide(m, work, work), size, work), p)
 
 
 class Adamax(_AdamVariant):
@@ -136,12 +138,12 @@ class Adamax(_AdamVariant):
     def arrays(self, group: Group) -> tuple[str, ...]:
         return ("exp_avg", "exp_inf")
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> float:
-        return group["lr"] / (1 - group["betas"][0] ** state["step"])
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        return (group["lr"] / (1 - group["betas"][0] ** state["step"]),)
 
-    def change(self, group: Group, numbers: float, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
-        (m, largest), (beta1, beta2) = state, group["betas"]
+    def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
+        (m, largest), (beta1, beta2), (size,) = state, group["betas"], numbers
         add_to_mean(m, g, beta1, work)
         np.add(np.abs(g, work), group["eps"], work)
         np.maximum(np.multiply(largest, beta2, largest), work, out=largest)
-        np.subtract(p, np.multiply(np.divide(m, largest, work), numbers, work), p)
+        np.subtract(p, np.multiply(np.divide(m, largest, work), size, work), p)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ...engine import Tensor
 from ...engine.dtypes import is_half
 from .optimizer import Group, Optimizer, zeros_for
+from .recorded import advance, counts, numbers
 
 # Large parameters are updated in pieces of so many elements, which stay in the CPU's cache between passes.
 _PIECE = 1 << 15
@@ -24,37 +26,59 @@ class Elementwise(Optimizer):
         """The names of the state's arrays, which begin at zero."""
         raise NotImplementedError(f"{type(self).__name__}.arrays")
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> Any:
-        """What `change` needs of the settings and of the step's number, `state["step"]`."""
+    def advance(self, group: Group, state: dict[str, Any]) -> None:
+        """Let the numbers in a parameter's state go on by a step."""
+        state["step"] += 1
+
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        """What `change` needs of the learning rate and of the step's number, `state["step"]`."""
         raise NotImplementedError(f"{type(self).__name__}.numbers")
 
-    def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
-        """Change arrays in place: a parameter `p` by its gradient `g`, and its state; `work` and `more` are free."""
+    def change(
+        self, group: Group, numbers: Sequence[Any], p: Any, g: Any, state: list[Any], work: Any, more: Any
+    ) -> None:
+        """Change arrays in place: a parameter `p` by its gradient `g`, and its state; `work` and `more` are free.
+
+        The numbers come as they are, or as 0-d arrays.
+        """
         raise NotImplementedError(f"{type(self).__name__}.change")
 
     def begin(self, group: Group, parameter: Tensor) -> dict[str, Any]:
         """The state before the first step."""
         return {"step": 0, **{name: zeros_for(parameter) for name in self.arrays(group)}}
 
+    def fixed(self, group: Group) -> list[Any]:
+        """All settings but the learning rate are part of the formula."""
+        return [group[name] for name in self.defaults if name != "lr"]
+
     def update(self, group: Group, params: list[Tensor]) -> None:
-        decay, decoupled = group["weight_decay"], group.get("decoupled_weight_decay", False)
+        alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
         for parameter in params:
             state = self.state[parameter]
             if not state:
                 state.update(self.begin(group, parameter))
-            state["step"] += 1
-            numbers = self.numbers(group, state)
+            alike[counts(state)].append(parameter)
+        for together in alike.values():
+            self._update(group, together)
+
+    def _update(self, group: Group, params: list[Tensor]) -> None:
+        """Change parameters that are at the same step."""
+        decay, decoupled = group["weight_decay"], group.get("decoupled_weight_decay", False)
+        states = [self.state[parameter] for parameter in params]
+        advance(states, lambda state: self.advance(group, state))
+        shrink, *rest = numbers(lambda: (1 - group["lr"] * decay, *self.numbers(group, states[0])), params[0]._data)
+        for parameter, state in zip(params, states, strict=True):
             assert parameter._grad is not None
             known = [state[name]._data for name in self.arrays(group)]
-            for p, g, *rest in self._pieces([parameter._data, parameter._grad._data, *known]):
-                work, more, changed = rest[-self._TEMPORARIES :]
+            for p, g, *others in self._pieces([parameter._data, parameter._grad._data, *known]):
+                work, more, changed = others[-self._TEMPORARIES :]
                 if group["maximize"]:
                     g = np.negative(g, changed)
                 if decay and decoupled:
-                    np.multiply(p, 1 - group["lr"] * decay, p)
+                    np.multiply(p, shrink, p)
                 elif decay:
                     g = np.add(g, np.multiply(p, decay, work), changed)
-                self.change(group, numbers, p, g, rest[: -self._TEMPORARIES], work, more)
+                self.change(group, rest, p, g, others[: -self._TEMPORARIES], work, more)
 
     def _pieces(self, arrays: list[Any]) -> Iterator[list[Any]]:
         """`arrays` (parameter, gradient, state) part by part, with arrays to work in behind them.

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...engine import Tensor
+from ...engine.grad_mode import mode
+from ...engine.recorder import refuse
 from .optimizer import Optimizer
 
 
@@ -38,6 +40,11 @@ class LRScheduler:
 
     def step(self) -> None:
         """Go on to the next epoch."""
+        if mode.recorder is not None and mode.recorder.capturing:
+            self._record()
+        self._go_on()
+
+    def _go_on(self) -> None:
         self.last_epoch += 1
         self._last_lr = [_copied(lr) for lr in self.get_lr()]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
@@ -45,6 +52,20 @@ class LRScheduler:
                 group["lr"].detach().copy_(lr)
             else:
                 group["lr"] = lr
+
+    def _record(self) -> None:
+        """Have a captured step go on to the next epoch at each replay."""
+        groups = self.optimizer.param_groups
+        if any(isinstance(group["lr"], Tensor) for group in groups):
+            refuse("step a schedule of a learning rate that is a tensor")
+        fields, lrs = dict(self.__dict__), [group["lr"] for group in groups]
+
+        def undo() -> None:
+            self.__dict__.update(fields)
+            for group, lr in zip(groups, lrs, strict=True):
+                group["lr"] = lr
+
+        mode.recorder.on_host(self._go_on, undo)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the optimizer."""

@@ -11,8 +11,9 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.backend import is_array, transfer
-from ...engine.grad_mode import enable_grad
+from ...engine.grad_mode import enable_grad, mode
 from ...engine.tensor import wrap
+from . import recorded
 
 Group = dict[str, Any]
 
@@ -82,18 +83,34 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        recorded.depends_on(self._structure)
         changing = [(group, params) for group in self.param_groups for params in self._with_gradients(group)]
         for group, params in changing:
             self.update(group, params)
             for parameter in params:
                 parameter._versions[0] += 1
+                if mode.recorder is not None:
+                    mode.recorder.in_place(parameter._versions)
         return loss
+
+    def _structure(self) -> Any:
+        """What decides which kernels a step launches, and on which memory."""
+        groups = [(id(group), len(group["params"]), self.fixed(group)) for group in self.param_groups]
+        return id(self.state), groups
+
+    def fixed(self, group: Group) -> list[Any]:
+        """What `update` takes for granted while a captured step replays: all that is not a `number` there."""
+        return [
+            (name, recorded.kind(group[name]))
+            for name in self.defaults
+            if name != "lr" or isinstance(group[name], Tensor)
+        ]
 
     def _with_gradients(self, group: Group) -> Iterable[list[Tensor]]:
         """The parameters that have a gradient, those of one dtype and device together."""
         alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
-            grad = parameter._grad
+            grad = parameter.grad
             if grad is None:
                 continue
             array, given = parameter._data, grad._data
@@ -179,6 +196,8 @@ def _loaded(name: str, key: str, value: Any, parameter: Tensor) -> Any:
 
 def zeros_for(parameter: Tensor) -> Tensor:
     """State that begins at zero."""
+    if mode.recorder is not None:
+        mode.recorder.state_is_made()
     return wrap(np.zeros_like(parameter._data, order="C"))
 
 
@@ -211,9 +230,9 @@ def check_lr(optimizer: str, lr: Any) -> None:
 def lr_of(group: Group) -> Any:
     """The learning rate as kernels take it: of a tensor on a GPU the array, which is read there, else a number."""
     lr = group["lr"]
-    if not isinstance(lr, Tensor):
-        return lr
-    return lr._data.reshape(()) if lr.is_cuda else lr.item()
+    if isinstance(lr, Tensor) and lr.is_cuda:
+        return lr._data.reshape(())
+    return recorded.number(lambda: group["lr"].item() if isinstance(group["lr"], Tensor) else group["lr"])
 
 
 def check_betas(optimizer: str, betas: Any) -> None:

@@ -43,11 +43,11 @@ class RMSprop(Elementwise):
         momentum = ("momentum_buffer",) if group["momentum"] else ()
         return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
 
-    def numbers(self, group: Group, state: dict[str, Any]) -> None:
-        return None
+    def numbers(self, group: Group, state: dict[str, Any]) -> tuple[float, ...]:
+        return (group["lr"],)
 
     def change(self, group: Group, numbers: Any, p: Any, g: Any, state: list[Any], work: Any, more: Any) -> None:
-        v, lr, momentum = state[0], group["lr"], group["momentum"]
+        v, (lr,), momentum = state[0], numbers, group["momentum"]
         add_to_squares(v, g, group["alpha"], work)
         if group["centered"]:
             mean = state[-1]

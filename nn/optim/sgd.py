@@ -8,6 +8,7 @@ from typing import Any
 from ... import kernels
 from ...engine import Tensor
 from .optimizer import Group, Optimizer, check_lr, check_number, lr_of, zeros_for
+from .recorded import number
 
 
 class SGD(Optimizer):
@@ -63,9 +64,9 @@ class SGD(Optimizer):
             buffers,
             first,
             lr_of(group),
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
+            number(lambda: group["momentum"]),
+            number(lambda: group["dampening"]),
+            number(lambda: group["weight_decay"]),
             group["nesterov"],
             group["maximize"],
         )

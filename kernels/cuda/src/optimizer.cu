@@ -37,22 +37,22 @@ __device__ void put_common(Numbers* numbers, const double* lr, const double* gra
     if (found_inf) numbers->skip = *found_inf != 0;
 }
 
-// `given`, with what lies in device memory in its place.
-__global__ void sgd_numbers(const double* lr, const double* grad_scale, const double* found_inf, void* numbers,
-                            const SgdNumbers given) {
+// `given`, or what is `refreshed` before each replay of a graph, with what lies in device memory in its place.
+__global__ void sgd_numbers(const double* lr, const double* grad_scale, const double* found_inf, const void* refreshed,
+                            void* numbers, const SgdNumbers given) {
     SgdNumbers* const result = static_cast<SgdNumbers*>(numbers);
-    *result = given;
+    *result = refreshed ? *static_cast<const SgdNumbers*>(refreshed) : given;
     put_common(result, lr, grad_scale, found_inf);
 }
 
 __global__ void adam_numbers(const double* lr, const double* step, const double* grad_scale, const double* found_inf,
-                             void* numbers, const AdamNumbers given) {
+                             const void* refreshed, void* numbers, const AdamNumbers given) {
     AdamNumbers* const result = static_cast<AdamNumbers*>(numbers);
-    *result = given;
+    *result = refreshed ? *static_cast<const AdamNumbers*>(refreshed) : given;
     put_common(result, lr, grad_scale, found_inf);
     if (step) {
-        result->correction1 = 1 - pow(given.beta1, *step);
-        result->root2 = sqrt(1 - pow(given.beta2, *step));
+        result->correction1 = 1 - pow(result->beta1, *step);
+        result->root2 = sqrt(1 - pow(result->beta2, *step));
     }
 }
 
