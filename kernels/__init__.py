@@ -29,6 +29,7 @@ from .interface.embedding import embedding, embedding_renorm, embedding_weight_g
 from .interface.grad_norm import clamp_grads, clip_grad_norm, clip_grads, grad_norm
 from .interface.group_norm import group_norm, group_norm_grad
 from .interface.layer_norm import layer_norm, layer_norm_grad, rms_norm, rms_norm_grad
+from .interface.matmul import matmul
 from .interface.optimizer import adam, sgd
 from .interface.pooling import (
     adaptive_avg_pool,
@@ -90,6 +91,7 @@ __all__ = [
     "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
+    "matmul",
     "lp_pool",
     "lp_pool_input_grad",
     "max_pool",

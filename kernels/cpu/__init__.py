@@ -29,6 +29,7 @@ from .embedding import embedding, embedding_renorm, embedding_weight_grad
 from .grad_norm import clamp_grads, clip_grad_norm, clip_grads, grad_norm
 from .group_norm import group_norm, group_norm_grad
 from .layer_norm import layer_norm, layer_norm_grad, rms_norm, rms_norm_grad
+from .matmul import matmul
 from .max_pooling import (
     max_pool,
     max_pool_gather,
@@ -80,6 +81,7 @@ __all__ = [
     "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
+    "matmul",
     "lp_pool",
     "lp_pool_input_grad",
     "max_pool",

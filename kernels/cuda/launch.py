@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from . import cupy_cache
+from . import cublaslt, cupy_cache
+from .cublaslt import Pointers, Product
 
 SOURCE_FOLDER = Path(__file__).parent / "src"
 
@@ -32,6 +33,10 @@ OLDEST_CAPABILITY = 70  # of a device: 10 times its compute capability
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_THREADS = 1024
 DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, once per kernel and device
+
+# Before a measurement: more than any L2 holds, and about half a millisecond of work.
+_BUSY_BYTES = 256 * 2**20
+_BUSY_TIMES = 4
 
 C_TYPES = {
     np.dtype(np.float32): "float",
@@ -85,6 +90,16 @@ class Launcher(Protocol):
     def shared_bytes(self, array: Any) -> int: ...
 
     def capability(self, array: Any) -> int: ...
+
+    def description(self, array: Any) -> str: ...
+
+    def captures(self, array: Any) -> bool: ...
+
+    def seconds(self, run: Callable[[], None], like: Any) -> float: ...
+
+    def flat(self, array: Any) -> Any: ...
+
+    def multiply(self, product: Product, pointers: Pointers, like: Any) -> bool: ...
 
     def run(
         self,
@@ -142,6 +157,48 @@ class CupyLauncher:
             self._capabilities[device.id] = int(device.compute_capability)
         return self._capabilities[device.id]
 
+    def description(self, array: Any) -> str:
+        return _description(array.device.id)
+
+    def captures(self, array: Any) -> bool:
+        import cupy
+
+        with array.device:
+            return cupy.cuda.get_current_stream().is_capturing()
+
+    def seconds(self, run: Callable[[], None], like: Any) -> float:
+        import cupy
+
+        with like.device:
+            start, end = cupy.cuda.Event(), cupy.cuda.Event()
+            _keep_busy()
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            return cupy.cuda.get_elapsed_time(start, end) / 1e3
+
+    def flat(self, array: Any) -> Any:
+        import cupy
+
+        return cupy.ndarray(reach(array), array.dtype, memptr=array.data)
+
+    def multiply(self, product: Product, pointers: Pointers, like: Any) -> bool:
+        import cupy
+
+        library, device = cublaslt.library(), like.device
+        if library is None:
+            return False
+        nbytes = cublaslt.workspace_bytes(self.capability(like))
+
+        def new_workspace() -> tuple[int, Any]:
+            workspace = empty((nbytes,), np.uint8, like)
+            return workspace.data.ptr, workspace
+
+        with device:
+            stream = cupy.cuda.get_current_stream().ptr
+            return library.multiply(product, pointers, device.id, stream, nbytes, new_workspace)
+
     def run(
         self,
         kernel: Kernel,
@@ -186,6 +243,26 @@ def _compiled(kernel: Kernel) -> Any:
         raise _compile_error([kernel], error) from error
 
 
+@cache
+def _description(device_id: int) -> str:
+    import cupy
+
+    name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
+    return f"{name}, driver {cupy.cuda.runtime.driverGetVersion()}, CuPy {cupy.__version__}"
+
+
+def _keep_busy() -> None:
+    """Give the device work for as long as launches take, so that it waits for none. Its L2 is cold after that."""
+    import cupy
+
+    try:
+        scratch = cupy.empty(_BUSY_BYTES, np.uint8)
+    except MemoryError:  # then launches are measured too, as a program would wait for them
+        return
+    for _ in range(_BUSY_TIMES):
+        scratch.data.memset_async(0, scratch.nbytes)
+
+
 def _require_capability(kernel: Kernel, device_id: int) -> None:
     import cupy
 
@@ -220,6 +297,37 @@ def shared_bytes(array: Any) -> int:
 def capability(array: Any) -> int:
     """10 times the compute capability of the array's device: kernels whose `least` is above it do not run there."""
     return launcher.capability(array)
+
+
+def description(array: Any) -> str:
+    """The array's device, its driver and CuPy: what times and choices that are kept depend on."""
+    return launcher.description(array)
+
+
+def captures(array: Any) -> bool:
+    """Whether launches on the array's device go into a graph now, which is no time to measure."""
+    return launcher.captures(array)
+
+
+def seconds(run: Callable[[], None], like: Any) -> float:
+    """How long the device of the array `like` takes for what `run` launches. Waits for it."""
+    return launcher.seconds(run, like)
+
+
+def flat(array: Any) -> Any:
+    """The memory from an array's first element to its last as a vector: how kernels get a strided view."""
+    return launcher.flat(array)
+
+
+def reach(array: Any) -> int:
+    """How many elements lie from the first to the last of an array whose strides are not negative."""
+    itemsize = array.dtype.itemsize
+    return 1 + sum((size - 1) * stride // itemsize for size, stride in zip(array.shape, array.strides, strict=True))
+
+
+def multiply(product: Product, pointers: Pointers, like: Any) -> bool:
+    """Let cuBLASLt compute a product on the device of the array `like`; False where it does not."""
+    return launcher.multiply(product, pointers, like)
 
 
 def contiguous(array: Any) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from adjoint.kernels.cuda.launch import Kernel
+from adjoint.kernels.cuda.cublaslt import CublasLt, Pointers, Product, workspace_bytes
+from adjoint.kernels.cuda.launch import Kernel, reach
 from adjoint.kernels.report.occupancy import LIMITS
 
 from . import trace as tracing
@@ -18,6 +20,8 @@ from .build import PLAIN, SANITIZE, TRACE, Entry, entry
 Index = tuple[int, int, int]
 # How many blocks to run at both ends of a grid, or which of a grid's blocks.
 Ends = int | Callable[[Index], Iterable[Index]]
+
+STREAM = 0x57EA  # the number of the one stream there is
 
 
 class CudaOnHostError(RuntimeError):
@@ -39,6 +43,8 @@ class HostLauncher:
 
     `dry` runs nothing: `launches` says what would have been.
 
+    `cublaslt` is the library that matrix products are left to, on the stream STREAM (None: our own kernels).
+
     `capability` is that of the device to stand in for: its blocks get as much shared memory.
     """
 
@@ -50,6 +56,7 @@ class HostLauncher:
         ends_only: Ends | None = None,
         dry: bool = False,
         capability: int = 90,
+        cublaslt: CublasLt | None = None,
     ) -> None:
         if trace and (sanitize or seed is not None):
             raise ValueError("HostLauncher: traced runs are in order and without sanitizers")
@@ -58,6 +65,8 @@ class HostLauncher:
         self.ends_only = ends_only
         self.dry = dry
         self.of_device = capability
+        self.cublaslt = cublaslt
+        self.clock = time.perf_counter  # tests may replace it
         self.launches: list[Kernel] = []
         self.traces: list[tracing.Trace] = []
 
@@ -78,6 +87,31 @@ class HostLauncher:
 
     def capability(self, array: Any) -> int:
         return self.of_device
+
+    def flat(self, array: Any) -> Any:
+        return np.lib.stride_tricks.as_strided(array, (reach(array),), (array.itemsize,))
+
+    def multiply(self, product: Product, pointers: Pointers, like: Any) -> bool:
+        if self.cublaslt is None:
+            return False
+        nbytes = workspace_bytes(self.of_device)
+
+        def new_workspace() -> tuple[int, Any]:
+            workspace = self.empty((nbytes,), np.uint8, like)
+            return workspace.ctypes.data, workspace
+
+        return self.cublaslt.multiply(product, pointers, 0, STREAM, nbytes, new_workspace)
+
+    def description(self, array: Any) -> str:
+        return f"host as sm_{self.of_device}"
+
+    def captures(self, array: Any) -> bool:
+        return False
+
+    def seconds(self, run: Callable[[], None], like: Any) -> float:
+        start = self.clock()
+        run()
+        return self.clock() - start
 
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         array = np.empty(tuple(shape), dtype)
