@@ -1,4 +1,4 @@
-"""Compile kernels for any architecture, without a device, and read what they use from the compiler's log."""
+"""Compile kernels for any architecture, without a device, and read what they use from log and machine code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from . import launch
+from . import launch, machine_code
 from .launch import Kernel
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
@@ -42,6 +42,7 @@ class Resources:
     stack_bytes: int
     spill_bytes: int
     seconds: float
+    tensor_share: float | None = None  # of the instructions in the inner loop: those that run on tensor cores
 
 
 def architectures() -> tuple[str, ...]:
@@ -64,13 +65,17 @@ def require_compiler() -> tuple[int, int]:
 def compile_kernels(
     kernels: Sequence[Kernel], archs: Sequence[str], together: int = 1, workers: int | None = None
 ) -> Iterator[Resources]:
-    """Compile each kernel for each architecture in `workers` processes (None: as many as there are cores).
+    """Compile each kernel for each architecture that runs it, in `workers` processes (None: as many as cores).
 
     Up to `together` kernels of one source are compiled at once, which spares time, but hides how long each
     one takes. Raises RuntimeError with the names and the compiler's log for what does not compile.
     """
     require_compiler()
-    jobs = [(group, arch) for group in _groups(kernels, together) for arch in archs]
+    jobs = [
+        (group, arch)
+        for arch in archs
+        for group in _groups([kernel for kernel in kernels if runs_on(kernel, arch)], together)
+    ]
     if not jobs:
         return
     # NVRTC compiles one program at a time in a process. Spawned, because forks inherit locks that threads may
@@ -86,6 +91,11 @@ def compile_kernels(
                 future.cancel()
 
 
+def runs_on(kernel: Kernel, arch: str) -> bool:
+    """Whether devices of an architecture such as "sm_90" are new enough for the kernel."""
+    return _capability(arch) >= kernel.least
+
+
 def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int = 20) -> Iterator[Resources]:
     """As `compile_kernels`, but what the same compiler said of the same text before is read from the user's cache.
 
@@ -94,7 +104,7 @@ def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int 
     require_compiler()
     unknown: dict[tuple[Kernel, ...], list[str]] = {}
     for arch in archs:
-        rows = {kernel: _kept(kernel, arch) for kernel in kernels}
+        rows = {kernel: _kept(kernel, arch) for kernel in kernels if runs_on(kernel, arch)}
         yield from (row for row in rows.values() if row is not None)
         unknown.setdefault(tuple(kernel for kernel, row in rows.items() if row is None), []).append(arch)
     for some, of_archs in unknown.items():
@@ -105,12 +115,13 @@ def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int 
 
 def table(rows: Sequence[Resources]) -> str:
     """The resources as text, one line each."""
-    heading = ("kernel", "arch", "registers", "shared", "stack", "spills", "seconds")
+    heading = ("kernel", "arch", "registers", "shared", "stack", "spills", "tensor", "seconds")
     cells = [heading] + [
         (
             str(row.kernel),
             row.arch,
             *(str(n) for n in (row.registers, row.shared_bytes, row.stack_bytes, row.spill_bytes)),
+            share_text(row.tensor_share),
             f"{row.seconds:.2f}",
         )
         for row in rows
@@ -123,6 +134,11 @@ def table(rows: Sequence[Resources]) -> str:
         )
         for line in cells
     )
+
+
+def share_text(share: float | None) -> str:
+    """A `tensor_share` for a table."""
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _kept(kernel: Kernel, arch: str) -> Resources | None:
@@ -144,10 +160,16 @@ def _keep(row: Resources) -> None:
 
 
 def _file(kernel: Kernel, arch: str) -> Path:
-    parts = (_compiler_name(), *launch.OPTIONS, arch, kernel.name, kernel.text())
+    parts = (_compiler_name(), *launch.OPTIONS, arch, kernel.name, kernel.text(), _reader())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return folder / "adjoint" / "resources" / f"{key}.json"
+
+
+@cache
+def _reader() -> str:
+    """What reads the machine code."""
+    return Path(machine_code.__file__).read_text()
 
 
 @cache
@@ -170,20 +192,30 @@ def _groups(kernels: Sequence[Kernel], size: int) -> Iterator[list[Kernel]]:
 
 def _compile(kernels: Sequence[Kernel], arch: str) -> list[Resources]:
     start = time.perf_counter()
-    logs = launch.compile_for(kernels, arch)
+    compiled = launch.compile_for(kernels, arch)
     seconds = (time.perf_counter() - start) / len(kernels)
     return [
         Resources(
             kernel,
             arch,
-            registers=_largest(log, r"Used (\d+) registers"),
-            shared_bytes=_largest(log, r"(\d+) bytes smem", least=0),
-            stack_bytes=_largest(log, r"(\d+) bytes stack frame"),
-            spill_bytes=sum(_largest(log, rf"(\d+) bytes spill {way}") for way in ("stores", "loads")),
+            registers=_largest(one.log, r"Used (\d+) registers"),
+            shared_bytes=_largest(one.log, r"(\d+) bytes smem", least=0),
+            stack_bytes=_largest(one.log, r"(\d+) bytes stack frame"),
+            spill_bytes=sum(_largest(one.log, rf"(\d+) bytes spill {way}") for way in ("stores", "loads")),
             seconds=seconds,
+            tensor_share=machine_code.tensor_share(one.cubin, one.symbol, _capability(arch)),
         )
-        for kernel, log in logs.items()
+        for kernel, one in compiled.items()
     ]
+
+
+def _capability(arch: str) -> int:
+    number = re.fullmatch(r"sm_(\d+)a?", arch)
+    if number is None:
+        raise RuntimeError(f"an architecture is named as in sm_90, got {arch!r}")
+    if int(number[1]) < launch.OLDEST_CAPABILITY:
+        raise RuntimeError(f"the kernels need sm_{launch.OLDEST_CAPABILITY} or newer, got {arch}")
+    return int(number[1])
 
 
 def _largest(log: str, pattern: str, least: int | None = None) -> int:

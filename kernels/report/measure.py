@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..cuda import compile as cuda_compile
-from ..cuda.compile import Resources
+from ..cuda.compile import Resources, runs_on
 from ..cuda.launch import Kernel
 from .case import Case
 from .occupancy import occupancy
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+CAPABILITY = 80  # of the device to stand in for: the oldest of these, so that all can launch what it launches
 SECTOR_BYTES = 32
 
 _TESTS = Path(__file__).resolve().parents[2] / "tests"
@@ -123,9 +124,9 @@ def measure(cases: Sequence[Case]) -> Iterator[Measurement]:
     package = host()
     package.build_traced(_launched(cases, package))
     for case in cases:
-        with package.installed(package.HostLauncher(trace=True)):
+        with package.installed(package.HostLauncher(trace=True, capability=CAPABILITY)):
             call = case.prepare()
-        launcher = package.HostLauncher(trace=True)
+        launcher = package.HostLauncher(trace=True, capability=CAPABILITY)
         with package.installed(launcher):
             call()
         yield Measurement(case, launcher.traces)
@@ -133,7 +134,7 @@ def measure(cases: Sequence[Case]) -> Iterator[Measurement]:
 
 def _launched(cases: Sequence[Case], package: Any) -> list[Kernel]:
     """The kernels that the cases launch, without running them: so that they are built together."""
-    launcher = package.HostLauncher(dry=True)
+    launcher = package.HostLauncher(dry=True, capability=CAPABILITY)
     with package.installed(launcher):
         for case in cases:
             case.prepare()()
@@ -158,8 +159,8 @@ class Fit:
 
 
 def fits(measurements: Sequence[Measurement], archs: Sequence[str] = ARCHITECTURES) -> dict[Use, list[Fit]]:
-    """For every kernel and architecture. Raises RuntimeError where NVRTC is missing."""
+    """For every kernel and architecture that runs it. Raises RuntimeError where NVRTC is missing."""
     uses = list(dict.fromkeys(use for measurement in measurements for use in measurement.uses))
     kernels = list(dict.fromkeys(use.kernel for use in uses))
     rows = {(row.kernel, row.arch): row for row in cuda_compile.resources_of(kernels, archs)}
-    return {use: [Fit(use, rows[use.kernel, arch]) for arch in archs] for use in uses}
+    return {use: [Fit(use, rows[use.kernel, arch]) for arch in archs if runs_on(use.kernel, arch)] for use in uses}

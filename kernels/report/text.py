@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..cuda.compile import share_text
 from .measure import ARCHITECTURES, Fit, Measurement, Use
 
 LEGEND = """\
@@ -11,7 +12,8 @@ moved      bytes to and from device memory over those that any implementation ne
 L2         the same between blocks and the L2, if a block gets everything once
 L1         the same for all requests, if none is answered by another one's sectors
 sectors    of 32 bytes that a warp's request to global memory touches, and the fewest that hold its bytes
-conflicts  cycles that a warp's request to shared memory loses to others of the same bank"""
+conflicts  cycles that a warp's request to shared memory loses to others of the same bank
+tensor     products on tensor cores among the instructions of the inner loop"""
 
 
 def cases_table(measurements: Sequence[Measurement]) -> str:
@@ -58,26 +60,31 @@ def _reasons(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def kernels_table(fits: Mapping[Use, Sequence[Fit]]) -> str:
-    """One line for each launched kernel: registers, spilled bytes and occupancy on each architecture.
+    """One line for each launched kernel: registers, spilled bytes, occupancy and the share of tensor instructions.
 
-    Shared memory is that of sm_90, static and dynamic.
+    Shared memory is that of the newest architecture, static and dynamic.
     """
-    first = ("kernel", "threads", "shared", *(text for arch in ARCHITECTURES for text in (arch, "", "")))
-    second = ("", "", "", *("registers", "spills", "occupancy") * len(ARCHITECTURES))
+    of_each = ("registers", "spills", "occupancy", "tensor")
+    first = ("kernel", "threads", "shared", *(text for arch in ARCHITECTURES for text in (arch, "", "", "")))
+    second = ("", "", "", *of_each * len(ARCHITECTURES))
     rows = [
         (
             str(use.kernel),
             str(use.threads),
-            str(of_archs[ARCHITECTURES.index("sm_90")].resources.shared_bytes + use.dynamic_bytes),
-            *(
-                text
-                for fit in of_archs
-                for text in (str(fit.resources.registers), str(fit.resources.spill_bytes), f"{fit.occupancy:.0%}")
-            ),
+            str(of_archs[-1].resources.shared_bytes + use.dynamic_bytes),
+            *(text for arch in ARCHITECTURES for text in _fit_cells(of_archs, arch)),
         )
         for use, of_archs in fits.items()
     ]
     return _aligned([first, second, *rows], left=1)
+
+
+def _fit_cells(of_archs: Sequence[Fit], arch: str) -> Sequence[str]:
+    for fit in of_archs:
+        used = fit.resources
+        if used.arch == arch:
+            return str(used.registers), str(used.spill_bytes), f"{fit.occupancy:.0%}", share_text(used.tensor_share)
+    return ("-",) * 4  # it does not run there
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:

@@ -1,0 +1,78 @@
+"""Reads compiled kernels: which share of the instructions in their inner loop are products on tensor cores.
+
+A cubin is an ELF file with a section for each kernel. From Volta on an instruction has 16 bytes, the operation in
+its lowest 12 bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+_INSTRUCTION_BYTES = 16
+_OPERATION = 0xFFF
+_NOP = 0x918
+_BRANCHES = (0x947, 0x547)  # the second one, from sm_100 on, at a condition that a warp has in common
+_PRODUCT = 0x23C  # HMMA: all products of halves, bfloat16 and tf32 with float sums
+
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, ...
+_WITHOUT_BYTES = 8  # a section's type
+
+
+def tensor_share(cubin: bytes, symbol: str, capability: int) -> float | None:
+    """Products on tensor cores over all instructions of the innermost loop that has most of them.
+
+    None where the kernel has none in a loop. A loop is what lies between a branch backward and its target.
+    """
+    code = _words(_section(cubin, f".text.{symbol}"))
+    operations = [low & _OPERATION for low, _ in code]
+    products = [0, *accumulate(operation == _PRODUCT for operation in operations)]
+    instructions = [0, *accumulate(operation != _NOP for operation in operations)]
+    loops = [loop for loop in _loops(code, capability) if products[loop.stop] > products[loop.start]]
+    innermost = [loop for loop in loops if not any(_within(other, loop) for other in loops)]
+    if not innermost:
+        return None
+    loop = max(innermost, key=lambda loop: products[loop.stop] - products[loop.start])
+    return (products[loop.stop] - products[loop.start]) / (instructions[loop.stop] - instructions[loop.start])
+
+
+def _within(inner: range, outer: range) -> bool:
+    return inner != outer and outer.start <= inner.start and inner.stop <= outer.stop
+
+
+def _loops(code: Sequence[tuple[int, int]], capability: int) -> Iterator[range]:
+    """The numbers of the instructions in each loop."""
+    for number, (low, high) in enumerate(code):
+        if low & _OPERATION not in _BRANCHES:
+            continue
+        target = number + 1 + _distance(low, high, capability) // _INSTRUCTION_BYTES
+        if 0 <= target < number:  # a kernel ends with a branch to itself
+            yield range(target, number + 1)
+
+
+def _distance(low: int, high: int, capability: int) -> int:
+    """The bytes from the end of a branch to its target."""
+    upper = (low >> 32 | (high & 0x3FFFF) << 32) & ~3
+    if upper >> 49:
+        upper -= 1 << 50
+    return upper if capability < 90 else upper << 8 | (low >> 16 & 0xFF) << 2
+
+
+def _words(code: bytes) -> Sequence[tuple[int, int]]:
+    """The lower and upper half of each instruction."""
+    return list(struct.iter_unpack("<QQ", code[: len(code) // _INSTRUCTION_BYTES * _INSTRUCTION_BYTES]))
+
+
+def _section(elf: bytes, name: str) -> bytes:
+    if elf[:5] != b"\x7fELF\x02":
+        raise ValueError("the compiler's output is no ELF file of 64 bits")
+    (headers,) = struct.unpack_from("<Q", elf, 40)
+    size, count, of_names = struct.unpack_from("<HHH", elf, 58)
+    sections = [_SECTION.unpack_from(elf, headers + i * size) for i in range(count)]
+    names_at = sections[of_names][4]
+    for section in sections:
+        at = names_at + section[0]
+        if section[1] != _WITHOUT_BYTES and elf[at : elf.index(b"\0", at)].decode() == name:
+            return elf[section[4] : section[4] + section[5]]
+    raise ValueError(f"the compiler's output has no section {name}")
