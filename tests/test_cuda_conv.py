@@ -169,7 +169,7 @@ def test_parity_with_the_numpy_kernels(cuda_device, case):
 
 def problem(operation, c_type, groups=1, rows=64, channels=64, taps=1, pixels=1000, **settings):
     """A convolution on a device without tensor cores."""
-    settings = {"precision": "highest", "capability": 70} | settings
+    settings = {"precision": "highest", "capability": 70, "places": 1000} | settings
     return Problem(operation, c_type, groups=groups, rows=rows, channels=channels, taps=taps, pixels=pixels, **settings)
 
 
@@ -240,7 +240,9 @@ def test_without_one_of_its_barriers_the_tiled_kernel_is_wrong_here(which, tmp_p
     pieces = (launch.SOURCE_FOLDER / "conv_gemm.cu").read_text().split("__syncthreads();")
     text = "__syncthreads();".join(pieces[: which + 1]) + "__syncthreads();".join(pieces[which + 1 :])
     (tmp_path / "conv_gemm.cu").write_text(text)
-    monkeypatch.setattr(conv_choice, "Kernel", lambda source, name: launch.Kernel(source, name, tmp_path))
+    monkeypatch.setattr(
+        conv_choice, "Kernel", lambda source, name, **least: launch.Kernel(source, name, tmp_path, **least)
+    )
     case = next(case for case in CASES if case.name == "3x3")
     x, weight, bias, _ = given = arrays(case, "float32")
     with installed(HostLauncher(seed=1)):

@@ -41,7 +41,7 @@ def test_the_type_of_the_array_chooses_the_side(monkeypatch):
     )
     x = cupy_like()
     kernels.conv(x, x, None, *SETTINGS)
-    assert called == [(x, x, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)]
+    assert called == [(x, x, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1, None, None)]
     monkeypatch.undo()
     assert side(np.zeros(1)) is cpu and side(x) is cuda
 

@@ -7,6 +7,7 @@ import numpy as np
 from .. import geometry
 from ..geometry import Pads, Sizes
 from . import depthwise, images, volumes
+from .epilogue import finish
 
 
 def conv(
@@ -17,12 +18,16 @@ def conv(
     padding: Pads,
     dilation: Sizes,
     groups: int,
+    activation: str | None = None,
+    residual: np.ndarray | None = None,
 ) -> np.ndarray:
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
     if depthwise.serves(weight.shape, groups, stride):
-        return depthwise.forward(x, weight, bias, shape, stride, padding, dilation)
-    way = images if len(stride) == 2 else volumes
-    return way.forward(x, weight, bias, shape, stride, padding, dilation, groups)
+        y = depthwise.forward(x, weight, bias, shape, stride, padding, dilation)
+    else:
+        way = images if len(stride) == 2 else volumes
+        y = way.forward(x, weight, bias, shape, stride, padding, dilation, groups)
+    return finish(y, activation, residual)
 
 
 def conv_input_grad(

@@ -13,9 +13,9 @@ from typing import Any
 
 from .. import geometry, precision
 from ..geometry import Pads, Sizes
-from . import conv_choice, depthwise, launch
+from . import conv_choice, conv_mma, depthwise, epilogue, launch
 from .conv_axes import THREADS, axes_split, before, check_sizes, pitches, struct_type, three
-from .conv_choice import FORWARD, INPUT_GRAD, Direct, Problem, Variant
+from .conv_choice import FORWARD, INPUT_GRAD, Direct, Problem, TensorTile, Variant
 from .launch import divide_up
 
 Array = Any
@@ -27,7 +27,7 @@ _GATHER = struct_type(
     "groups rows channels taps_d taps_h taps_w out_d out_h out_w "
     "source_d source_h source_w step_d step_h step_w tap_d tap_h tap_w first_d first_h first_w "
     "filter_group filter_row filter_channel filter_d filter_h filter_w filter_first "
-    "target_plane target_first target_d target_h target_w packed",
+    "target_plane target_first target_d target_h target_w activation packed",
 )
 
 
@@ -39,46 +39,46 @@ def conv(
     padding: Pads,
     dilation: Sizes,
     groups: int,
+    activation: str | None = None,
+    residual: Array | None = None,
 ) -> Array:
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
     check_sizes(geometry.conv_name(stride), weight.shape, x.shape, shape)
     y = launch.empty(shape, x.dtype, x)
     x, weight = launch.contiguous(x), launch.contiguous(weight)
     bias = None if bias is None else launch.contiguous(bias)
+    residual = None if residual is None else launch.contiguous(residual)
     window = depthwise.window_of(x.dtype, weight.shape, stride, dilation, groups)
     if window is not None and x.size and y.size:
         depthwise.forward(window, x, weight, bias, y, before(padding))
+        epilogue.finish(y, activation, residual)
         return y
     filters, channels = weight.shape[:2]
     out, source, taps = three(y.shape[2:]), three(x.shape[2:]), three(weight.shape[2:])
     weights_of_row = math.prod(weight.shape[1:])
     pixels = x.shape[0] * math.prod(out)
+    only = {
+        "pixels": pixels,
+        "groups": groups,
+        "rows": filters // groups,
+        "channels": channels,
+        "taps": taps,
+        "out": out,
+        "source": source,
+        "step": three(stride),
+        "tap": three(dilation),
+        "first": [-before for before in before(padding)],
+        "filter_group": filters // groups * weights_of_row,
+        "filter_row": weights_of_row,
+        "filter_channel": math.prod(taps),
+        "filter": pitches(taps),
+        "filter_first": 0,
+        "target_plane": math.prod(out),
+        "target_first": 0,
+        "target": pitches(out),
+    }
     problem = _problem(FORWARD, x, groups, filters // groups, channels, taps, pixels)
-    _gather(
-        conv_choice.choose(problem),
-        x,
-        weight,
-        bias,
-        y,
-        pixels=pixels,
-        groups=groups,
-        rows=filters // groups,
-        channels=channels,
-        taps=taps,
-        out=out,
-        source=source,
-        step=three(stride),
-        tap=three(dilation),
-        first=[-before for before in before(padding)],
-        filter_group=filters // groups * weights_of_row,
-        filter_row=weights_of_row,
-        filter_channel=math.prod(taps),
-        filter=pitches(taps),
-        filter_first=0,
-        target_plane=math.prod(out),
-        target_first=0,
-        target=pitches(out),
-    )
+    _run(problem, x, weight, y, [only], bias, residual, activation)
     return y
 
 
@@ -106,35 +106,34 @@ def conv_input_grad(
     most_pixels = input_shape[0] * max((math.prod(r.positions for r in residues) for residues in classes), default=0)
     most_taps = [max(residues[axis].taps for residues in classes) for axis in range(3)] if classes else (0, 0, 0)
     problem = _problem(INPUT_GRAD, dy, groups, channels, filters // groups, most_taps, most_pixels)
-    variant = conv_choice.choose(problem)
+    passes = []
     for residues in classes:
         met = all(residue.taps > 0 for residue in residues)
         out = [residue.positions for residue in residues]
-        _gather(
-            variant,
-            dy,
-            weight,
-            None,
-            dx,
-            pixels=input_shape[0] * math.prod(out),
-            groups=groups,
-            rows=channels,
-            channels=filters // groups if met else 0,
-            taps=[max(residue.taps, 1) for residue in residues],
-            out=out,
-            source=three(dy.shape[2:]),
-            step=(1, 1, 1),
-            tap=[residue.distance for residue in residues],
-            first=[residue.source for residue in residues],
-            filter_group=filters // groups * channels * math.prod(taps),
-            filter_row=math.prod(taps),
-            filter_channel=channels * math.prod(taps),
-            filter=[residue.tap_step * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)],
-            filter_first=sum(residue.tap * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)),
-            target_plane=math.prod(size),
-            target_first=sum(residue.position * pitch for residue, pitch in zip(residues, size_pitches, strict=True)),
-            target=[step * pitch for step, pitch in zip(steps, size_pitches, strict=True)],
-        )
+        fields = {
+            "pixels": input_shape[0] * math.prod(out),
+            "groups": groups,
+            "rows": channels,
+            "channels": filters // groups if met else 0,
+            "taps": [max(residue.taps, 1) for residue in residues],
+            "out": out,
+            "source": three(dy.shape[2:]),
+            "step": (1, 1, 1),
+            "tap": [residue.distance for residue in residues],
+            "first": [residue.source for residue in residues],
+            "filter_group": filters // groups * channels * math.prod(taps),
+            "filter_row": math.prod(taps),
+            "filter_channel": channels * math.prod(taps),
+            "filter": [residue.tap_step * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)],
+            "filter_first": sum(residue.tap * pitch for residue, pitch in zip(residues, tap_pitches, strict=True)),
+            "target_plane": math.prod(size),
+            "target_first": sum(
+                residue.position * pitch for residue, pitch in zip(residues, size_pitches, strict=True)
+            ),
+            "target": [step * pitch for step, pitch in zip(steps, size_pitches, strict=True)],
+        }
+        passes.append(fields)
+    _run(problem, dy, weight, dx, passes)
     return dx
 
 
@@ -145,28 +144,50 @@ def _problem(
         operation=operation,
         c_type=launch.c_type(source.dtype),
         precision=precision.get_float32_matmul_precision(),
-        capability=launch.OLDEST_CAPABILITY,
+        capability=launch.capability(source),
         groups=groups,
         rows=rows,
         channels=channels,
         taps=math.prod(taps),
         pixels=pixels,
-        volumes=source.ndim == 5,
+        places=math.prod(source.shape[2:]),
     )
 
 
+def _run(
+    problem: Problem,
+    source: Array,
+    weight: Array,
+    target: Array,
+    passes: Sequence[dict[str, Any]],
+    bias: Array | None = None,
+    residual: Array | None = None,
+    activation: str | None = None,
+) -> None:
+    variant = conv_choice.choose(problem)
+    if isinstance(variant, TensorTile):
+        source, weight, passes = conv_mma.with_channels_last(variant, problem, source, weight, passes)
+    for fields in passes:
+        _gather(variant, target, [source, weight, bias, residual], fields, epilogue.kind(activation))
+
+
 def _gather(
-    variant: Variant, source: Array, weight: Array, bias: Array | None, target: Array, /, **fields: Any
+    variant: Variant, target: Array, given: Sequence[Array | None], fields: dict[str, Any], activation: int
 ) -> None:
     groups, rows, pixels, plane = fields["groups"], fields["rows"], fields["pixels"], math.prod(fields["out"])
     if isinstance(variant, Direct):
         blocks = pixels // max(plane, 1) * divide_up(groups * rows * plane, THREADS)
     else:
         blocks = groups * divide_up(rows, variant.rows) * divide_up(pixels, variant.columns)
-    dense = fields["target_plane"] == plane and tuple(fields["target"]) == pitches(fields["out"])
-    settings = launch.struct(_GATHER, **axes_split(**fields, packed=dense and plane % 4 == 0))
-    kernel = variant.kernel(FORWARD, launch.c_type(source.dtype))
-    launch.launch(kernel, (blocks,), (THREADS,), [source, weight, bias, target, settings])
+    threads, shared_bytes = THREADS, 0
+    if isinstance(variant, TensorTile):
+        threads, shared_bytes = variant.threads, variant.shared_bytes
+    in_order = fields["target_plane"] == plane and tuple(fields["target"]) == pitches(fields["out"])
+    aligned = all(array is None or launch.aligned(array, 16) for array in (target, given[-1]))
+    packed = in_order and aligned and plane % 4 == 0
+    settings = launch.struct(_GATHER, **axes_split(**fields, activation=activation, packed=packed))
+    kernel = variant.kernel(FORWARD, launch.c_type(target.dtype))
+    launch.launch(kernel, (blocks,), (threads,), [*given, target, settings], shared_bytes)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..geometry import Pads, Sizes
 
 THREADS = 256
 
-_MOST_ELEMENTS = 2**30  # of one image and of all weights: offsets within them have 32 bits
+MOST_ELEMENTS = 2**30  # of one image and of all weights: offsets within them have 32 bits
 
 
 def three(values: Sequence[int]) -> Sequence[int]:
@@ -33,8 +33,8 @@ def pitches(sizes: Sequence[int]) -> Sequence[int]:
 def check_sizes(operation: str, weight: Sizes, *images: Sizes) -> None:
     sizes = {"an image": max(math.prod(shape[1:]) for shape in images), "the weight": math.prod(weight)}
     for name, size in sizes.items():
-        if size > _MOST_ELEMENTS:
-            raise ValueError(f"{operation}: {name} has {size} elements, the kernels reach {_MOST_ELEMENTS}")
+        if size > MOST_ELEMENTS:
+            raise ValueError(f"{operation}: {name} has {size} elements, the kernels reach {MOST_ELEMENTS}")
 
 
 def struct_type(wide: str, narrow: str) -> np.dtype:

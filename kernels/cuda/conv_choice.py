@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..precision import PRECISIONS
+from .conv_axes import MOST_ELEMENTS
 from .launch import FLOAT_TYPES, Kernel, divide_up
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
 GATHERS = (FORWARD, INPUT_GRAD)
+
+_STAGES = 4  # kStages in conv_mma.cu
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Problem:
     channels: int  # of a group: those of the source, summed over in the first two, columns of the weight gradient
     taps: int
     pixels: int  # of all images
-    volumes: bool = False  # whether there is more than one place or tap along the depth
+    places: int  # of a channel of the source
 
     @property
     def columns(self) -> int:
@@ -62,45 +66,89 @@ class Tile:
     columns_each: int
 
     def kernel(self, operation: str, c_type: str) -> Kernel:
-        name = "gather_gemm" if operation in GATHERS else "weight_grad_gemm"
         sizes = f"{self.rows}, {self.columns}, {self.rows_each}, {self.columns_each}"
-        return Kernel("conv_gemm.cu", f"{name}<{c_type}, {sizes}>")
+        if operation == WEIGHT_GRAD:
+            return Kernel("conv_gemm_weight_grad.cu", f"weight_grad_gemm<{c_type}, {sizes}>")
+        return Kernel("conv_gemm.cu", f"gather_gemm<{c_type}, {sizes}>")
 
 
-Variant = Direct | Tile
+@dataclass(frozen=True)
+class TensorTile:
+    """What a block and each of its warps compute on tensor cores, from copies with channels last.
+
+    `piece` is what is copied at once, in bytes: channels are padded to a multiple of it. `strict` sums floats as
+    exactly as float32 does (3xTF32).
+    """
+
+    rows: int
+    columns: int
+    warp_rows: int
+    warp_columns: int
+    piece: int = 16
+    strict: bool = False
+
+    @property
+    def threads(self) -> int:
+        return self.rows // self.warp_rows * (self.columns // self.warp_columns) * 32
+
+    @property
+    def shared_bytes(self) -> int:
+        return _STAGES * (self.rows + self.columns) * 64
+
+    def padded(self, channels: int, c_type: str) -> int:
+        values = self.piece // (4 if c_type == "float" else 2)
+        return divide_up(channels, values) * values
+
+    def kernel(self, operation: str, c_type: str) -> Kernel:
+        sizes = f"{self.rows}, {self.columns}, {self.warp_rows}, {self.warp_columns}, {self.piece}"
+        source, name = "conv_mma.cu", "gather_mma"
+        if operation == WEIGHT_GRAD:
+            source, name = "conv_mma_weight_grad.cu", "weight_grad_mma"
+        return Kernel(source, f"{name}<{c_type}, {sizes}, {str(self.strict).lower()}>", least=80)
+
+
+Variant = Direct | Tile | TensorTile
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant, what it can run, and the least sizes for which it is chosen."""
+    """A variant, what it can run, and the sizes for which it is chosen."""
 
     variant: Variant
     operations: Sequence[str]
     types: Sequence[str] = FLOAT_TYPES
-    volumes: bool = True
-    # Chosen from here on:
-    rows: int = 0
-    columns: int = 0
-    reduction: int = 0
-    blocks: int = 0
+    precision: Sequence[str] = PRECISIONS
+    # Chosen from so many on, and up to so many channels:
+    least_rows: int = 0
+    least_columns: int = 0
+    least_reduction: int = 0
+    least_blocks: int = 0
+    most_channels: int = 2**30
 
     def can_run(self, problem: Problem) -> bool:
+        fits = True
+        if isinstance(self.variant, TensorTile):
+            padded = self.variant.padded(problem.channels, problem.c_type)
+            fits = problem.reduction > 0 and problem.places * padded <= MOST_ELEMENTS
         return (
-            problem.operation in self.operations
+            fits
+            and problem.operation in self.operations
             and problem.c_type in self.types
-            and (self.volumes or not problem.volumes)
+            and problem.capability >= self.variant.kernel(problem.operation, problem.c_type).least
+            and (problem.c_type != "float" or problem.precision in self.precision)
         )
 
     def is_chosen(self, problem: Problem) -> bool:
         return (
-            problem.rows >= self.rows
-            and problem.columns >= self.columns
-            and problem.reduction >= self.reduction
-            and (not self.blocks or blocks(self.variant, problem) >= self.blocks)
+            problem.rows >= self.least_rows
+            and problem.columns >= self.least_columns
+            and problem.reduction >= self.least_reduction
+            and problem.channels <= self.most_channels
+            and (isinstance(self.variant, Direct) or blocks(self.variant, problem) >= self.least_blocks)
         )
 
 
-def blocks(tile: Tile, problem: Problem) -> int:
+def blocks(tile: Tile | TensorTile, problem: Problem) -> int:
     """How many tiles cover the results of all groups."""
     return problem.groups * divide_up(problem.rows, tile.rows) * divide_up(problem.columns, tile.columns)
 
@@ -108,16 +156,55 @@ def blocks(tile: Tile, problem: Problem) -> int:
 _NO_DOUBLE = tuple(c_type for c_type in FLOAT_TYPES if c_type != "double")
 _FEW = 8  # rows, columns or steps: with fewer, most of the narrowest tile would be empty
 _FILLED = 128  # blocks; fewer leave multiprocessors of a large GPU idle
+_HALVES = ("float16", "bfloat16")
+
+# Types, precision of float, and whether sums are strict.
+_MODES = ((_HALVES, PRECISIONS, False), (("float",), ("high",), False), (("float",), ("highest",), True))
+
+
+def _tensor_rows(types: Sequence[str], precision: Sequence[str], strict: bool) -> list[Row]:
+    """Tiles of tensor cores. The sums of a warp's 64 x 32 would not fit into the registers twice, as strict ones do."""
+
+    def row(rows: int, columns: int, warp_rows: int = 32, piece: int = 16, **sizes: int) -> Row:
+        tile = TensorTile(rows, columns, warp_rows, 32, piece, strict)
+        return Row(tile, GATHERS, types, precision, least_reduction=16, **sizes)
+
+    few_channels = [row(64, 128, piece=8, least_rows=16, most_channels=4)] if types == _HALVES else []
+    return [
+        *few_channels,
+        row(128, 128, 32 if strict else 64, least_rows=65, least_blocks=_FILLED),
+        row(64, 128, least_rows=33, least_blocks=_FILLED),
+        row(64, 64, least_rows=33),
+        row(32, 128, least_rows=16),
+    ]
+
+
+def _tensor_weight_grad_rows(types: Sequence[str], precision: Sequence[str], strict: bool) -> list[Row]:
+    """Few channels are padded to 8 bytes (halves) or read as they lie (floats): columns are taps and channels together."""
+
+    def row(rows: int, columns: int, warp_rows: int = 32, piece: int = 16, **sizes: int) -> Row:
+        tile = TensorTile(rows, columns, warp_rows, 32, piece, strict)
+        return Row(tile, (WEIGHT_GRAD,), types, precision, least_reduction=32, **sizes)
+
+    few = {"piece": 8, "most_channels": 4} if types == _HALVES else {"piece": 4, "most_channels": 3}
+    return [
+        row(64, 64, least_rows=4, least_columns=_FEW, **few),
+        row(128, 128, 32 if strict else 64, least_rows=65, least_columns=65),
+        row(64, 64, least_rows=33, least_columns=_FEW),
+        row(32, 128, least_rows=_FEW, least_columns=_FEW),
+    ]
+
 
 # Widest first. A wide tile loads less for each multiplication; a narrow one leaves less of itself empty and gives more
 # blocks. The sums of the widest tiles of doubles would not fit into the registers.
 TABLE = (
-    Row(Tile(128, 128, 8, 8), GATHERS, _NO_DOUBLE, volumes=False, rows=65, reduction=_FEW, blocks=_FILLED),
-    Row(Tile(64, 128, 4, 8), GATHERS, volumes=False, rows=33, reduction=_FEW, blocks=_FILLED),
-    Row(Tile(32, 128, 4, 4), GATHERS, volumes=False, rows=_FEW, reduction=_FEW),
+    *(row for mode in _MODES for row in (*_tensor_rows(*mode), *_tensor_weight_grad_rows(*mode))),
+    Row(Tile(128, 128, 8, 8), GATHERS, _NO_DOUBLE, least_rows=65, least_reduction=_FEW, least_blocks=_FILLED),
+    Row(Tile(64, 128, 4, 8), GATHERS, least_rows=33, least_reduction=_FEW, least_blocks=_FILLED),
+    Row(Tile(32, 128, 4, 4), GATHERS, least_rows=_FEW, least_reduction=_FEW),
     # Enough blocks of a weight gradient come from its parts.
-    Row(Tile(128, 128, 8, 8), (WEIGHT_GRAD,), _NO_DOUBLE, volumes=False, rows=65, columns=65),
-    Row(Tile(64, 64, 4, 4), (WEIGHT_GRAD,), volumes=False, rows=_FEW, columns=_FEW),
+    Row(Tile(128, 128, 8, 8), (WEIGHT_GRAD,), _NO_DOUBLE, least_rows=65, least_columns=65),
+    Row(Tile(64, 64, 4, 4), (WEIGHT_GRAD,), least_rows=_FEW, least_columns=_FEW),
     Row(Direct(), (*GATHERS, WEIGHT_GRAD)),
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,27 +11,35 @@ import numpy as np
 from .. import geometry, precision
 from ..geometry import Pads, Sizes
 from . import conv_choice, depthwise, launch
+from .channels_last import channels_last
 from .conv_axes import THREADS, axes_split, before, check_sizes, struct_type, three
-from .conv_choice import WEIGHT_GRAD, Direct, Problem
-from .launch import FLOAT_TYPES, Kernel, divide_up
+from .conv_choice import WEIGHT_GRAD, Direct, Problem, TensorTile, Variant
+from .launch import Kernel, divide_up
+from .sums import accumulator, sum_partials, sum_taps
 
 Array = Any
 
-_STEP = 8  # kDepth in conv_gemm.cu
+_STEP = 64  # of the reduction: a multiple of kDepth of each kernel, and kPromoted of conv_mma_weight_grad.cu
 
 # The sums are split into parts until there are two waves of blocks on a large GPU, but never into parts that are not
 # worth a block. Constants, so that every device adds in the same order.
-_WANTED_BLOCKS = 512
+_WANTED_THREADS = 2**17
 _LEAST_PART = 512
+_MOST_PART = 2**30
 _MOST_PARTIAL_BYTES = 64 * 2**20
 
-VARIANTS = [Kernel("conv_gemm.cu", f"sum_partials<{t}>") for t in FLOAT_TYPES]
+_PIECES = (16, 8, 4)  # bytes that can be copied at once
+_NEVER = 2**31 - 1  # positions until the next image, where all follow one another
 
-# The fields of the struct of the same name in src/conv.cuh, in their order.
-_WEIGHT_GRAD = struct_type(
-    "pixels part",
-    "splits groups rows channels taps_d taps_h taps_w out_d out_h out_w source_d source_h source_w "
-    "stride_d stride_h stride_w dilation_d dilation_h dilation_w first_d first_h first_w",
+# The fields of the structs of the same names in src/conv.cuh and src/conv_mma_weight_grad.cu, in their order.
+_AXES = (
+    "taps_d taps_h taps_w out_d out_h out_w source_d source_h source_w "
+    "stride_d stride_h stride_w dilation_d dilation_h dilation_w first_d first_h first_w"
+)
+_WEIGHT_GRAD = struct_type("pixels part", f"splits groups rows channels {_AXES}")
+_WEIGHT_GRAD_MMA = struct_type(
+    "pixels dy_image dy_group dy_row",
+    f"plane piece part splits groups rows channels width pitch {_AXES} step_image step_d step_h step_w",
 )
 
 
@@ -44,78 +53,161 @@ def conv_weight_grad(
     groups: int,
 ) -> Array:
     filters, channels = weight_shape[:2]
-    out, taps = three(dy.shape[2:]), three(weight_shape[2:])
+    out, taps, source = three(dy.shape[2:]), three(weight_shape[2:]), three(x.shape[2:])
     pixels = dy.shape[0] * math.prod(out)
     check_sizes(geometry.conv_name(stride, "_weight_grad"), weight_shape, dy.shape, x.shape)
     dw = launch.empty(weight_shape, dy.dtype, dy)
-    if dw.size == 0 or pixels == 0:
+    if dw.size == 0 or pixels == 0 or x.size == 0:
         dw.fill(0)
         return dw
-    dy, x = launch.contiguous(dy), launch.contiguous(x)
+    dy = launch.contiguous(dy)
     c_type = launch.c_type(dy.dtype)
-    accumulator = np.float64 if c_type == "double" else np.float32
     window = depthwise.window_of(dy.dtype, weight_shape, stride, dilation, groups)
-    if window is not None and x.size:
-        _sum_partials(depthwise.weight_grad(window, dy, x, weight_shape[2:], before(padding)), dw)
+    if window is not None:
+        partial = depthwise.weight_grad(window, dy, launch.contiguous(x), weight_shape[2:], before(padding))
+        if partial is not None:
+            sum_partials(partial, dw)
         return dw
     problem = Problem(
         operation=WEIGHT_GRAD,
         c_type=c_type,
         precision=precision.get_float32_matmul_precision(),
-        capability=launch.OLDEST_CAPABILITY,
+        capability=launch.capability(dy),
         groups=groups,
         rows=filters // groups,
         channels=channels,
         taps=math.prod(taps),
         pixels=pixels,
-        volumes=len(stride) == 3,
+        places=math.prod(source),
     )
-    if channels == 1 and groups > 1:
-        kernel = depthwise.weight_grad_any(c_type)
-        blocks = filters * divide_up(problem.columns, depthwise.TAPS_AT_ONCE)
-    else:
-        variant = conv_choice.choose(problem)
-        kernel = variant.kernel(WEIGHT_GRAD, c_type)
-        blocks = dw.size if isinstance(variant, Direct) else conv_choice.blocks(variant, problem)
-    part = _part(pixels, blocks, dw.size * np.dtype(accumulator).itemsize)
-    splits = divide_up(pixels, part)
-    partial = launch.empty((splits, dw.size), accumulator, dy) if splits > 1 else None
-    settings = launch.struct(
-        _WEIGHT_GRAD,
-        **axes_split(
-            pixels=pixels,
-            part=part,
-            splits=splits,
-            groups=groups,
-            rows=problem.rows,
-            channels=channels,
-            taps=taps,
-            out=out,
-            source=three(x.shape[2:]),
-            stride=three(stride),
-            dilation=three(dilation),
-            first=[-before for before in before(padding)],
-        ),
-    )
-    launch.launch(kernel, (splits * blocks,), (THREADS,), [dy, x, dw, partial, settings])
-    _sum_partials(partial, dw)
+    fields = {
+        "pixels": pixels,
+        "groups": groups,
+        "rows": problem.rows,
+        "channels": channels,
+        "taps": taps,
+        "out": out,
+        "source": source,
+        "stride": three(stride),
+        "dilation": three(dilation),
+        "first": [-before for before in before(padding)],
+    }
+    _run(conv_choice.choose(problem), problem, dy, x, dw, fields)
     return dw
 
 
-def _sum_partials(partial: Array | None, dw: Array) -> None:
-    """Add partial sums (parts, weights), where there are any, in their order."""
-    if partial is None:
+def _run(variant: Variant, problem: Problem, dy: Array, x: Array, dw: Array, fields: dict[str, Any]) -> None:
+    if isinstance(variant, TensorTile):
+        _on_tensor_cores(variant, problem, dy, x, dw, fields)
         return
-    kernel = Kernel("conv_gemm.cu", f"sum_partials<{launch.c_type(dw.dtype)}>")
-    sizes = [np.int32(len(partial)), np.int32(dw.size)]
-    launch.launch(kernel, (divide_up(dw.size, THREADS),), (THREADS,), [partial, dw, *sizes])
+    kernel = variant.kernel(WEIGHT_GRAD, problem.c_type)
+    if problem.channels == 1 and problem.groups > 1:
+        kernel = depthwise.weight_grad_any(problem.c_type)
+        blocks = len(dw) * divide_up(problem.columns, depthwise.TAPS_AT_ONCE)
+    else:
+        blocks = dw.size if isinstance(variant, Direct) else conv_choice.blocks(variant, problem)
+    parts = _Parts(problem.pixels, blocks, THREADS, dw.size, dw)
+    settings = launch.struct(_WEIGHT_GRAD, **axes_split(**fields, part=parts.size, splits=parts.count))
+    args = [dy, launch.contiguous(x), dw, parts.partial, settings]
+    launch.launch(kernel, (parts.count * blocks,), (THREADS,), args)
+    if parts.partial is not None:
+        sum_partials(parts.partial, dw)
 
 
-def _part(pixels: int, blocks: int, bytes_of_split: int) -> int:
-    """The number of positions that one block of a weight gradient sums up, a multiple of the tile's step."""
-    splits = min(
-        divide_up(_WANTED_BLOCKS, blocks),
-        max(1, pixels // _LEAST_PART),
-        max(1, _MOST_PARTIAL_BYTES // bytes_of_split),
+def _on_tensor_cores(
+    tile: TensorTile, problem: Problem, dy: Array, x: Array, dw: Array, fields: dict[str, Any]
+) -> None:
+    width = tile.padded(problem.channels, problem.c_type)
+    # Whole vectors in a row of partial sums.
+    pitch = divide_up(width * problem.taps, 4) * 4
+    blocks = problem.groups * divide_up(problem.rows, tile.rows) * divide_up(pitch, tile.columns)
+    parts = _Parts(problem.pixels, blocks, tile.threads, len(dw) * pitch, dw)
+    if tile.piece == x.dtype.itemsize:
+        x = launch.contiguous(x)
+    else:
+        x = _with_channels_last(x, problem, width)
+    grads = _Grads.of(dy, problem)
+    depth = 64 // dy.dtype.itemsize
+    settings = launch.struct(
+        _WEIGHT_GRAD_MMA,
+        **axes_split(
+            **fields,
+            **grads.fields,
+            part=parts.size,
+            splits=parts.count,
+            width=width,
+            pitch=pitch,
+            **dict(zip(("step_image", "step_d", "step_h", "step_w"), _digits(depth, fields["out"]), strict=True)),
+        ),
     )
-    return divide_up(divide_up(pixels, splits), _STEP) * _STEP
+    kernel = tile.kernel(WEIGHT_GRAD, problem.c_type)
+    args = [grads.array, x, dw, parts.partial, settings]
+    launch.launch(kernel, (parts.count * blocks,), (tile.threads,), args, tile.shared_bytes)
+    if parts.partial is None:
+        return
+    if tile.piece == dy.dtype.itemsize:  # columns are (channels, taps) already
+        sum_taps(parts.partial, dw.reshape(len(dw), -1), len(dw), pitch, pitch)
+    else:
+        sum_taps(parts.partial, dw, len(dw), pitch, width)
+
+
+class _Parts:
+    """The parts of the reduction, and the array for their sums where there is more than one."""
+
+    def __init__(self, pixels: int, blocks: int, threads: int, sums: int, dw: Array) -> None:
+        dtype = accumulator(dw.dtype)
+        count = min(
+            divide_up(_WANTED_THREADS // threads, blocks),
+            max(1, pixels // _LEAST_PART),
+            max(1, _MOST_PARTIAL_BYTES // (sums * np.dtype(dtype).itemsize)),
+        )
+        self.size = divide_up(divide_up(pixels, max(count, divide_up(pixels, _MOST_PART))), _STEP) * _STEP
+        self.count = divide_up(pixels, self.size)
+        self.partial = launch.empty((self.count, sums), dtype, dw) if self.count > 1 else None
+
+
+@dataclass(frozen=True)
+class _Grads:
+    """dy, and how to walk along the positions of one of its filters."""
+
+    array: Array
+    fields: dict[str, int]
+
+    @staticmethod
+    def of(dy: Array, problem: Problem) -> _Grads:
+        images, filters = dy.shape[:2]
+        plane = math.prod(dy.shape[2:])
+        for piece in _PIECES:
+            if plane * dy.dtype.itemsize % piece == 0 and launch.aligned(dy, piece):
+                image = filters * plane
+                return _Grads(dy, _strides(plane, piece, image, problem.rows * plane, plane))
+        # Planes of an odd number of halves begin in the middle of a word: a copy, filter by filter.
+        row = divide_up(images * plane, 8) * 8
+        copy = launch.empty((filters, row), dy.dtype, dy)
+        bits = copy.view(np.uint16)
+        by_filter = dy.view(np.uint16).reshape(images, filters, plane).transpose(1, 0, 2)
+        bits[:, : images * plane].reshape(filters, images, plane)[...] = by_filter
+        bits[:, images * plane :] = 0
+        return _Grads(copy, _strides(_NEVER, 16, _NEVER, problem.rows * row, row))
+
+
+def _strides(plane: int, piece: int, image: int, group: int, row: int) -> dict[str, int]:
+    return {"plane": plane, "piece": piece, "dy_image": image, "dy_group": group, "dy_row": row}
+
+
+def _with_channels_last(x: Array, problem: Problem, width: int) -> Array:
+    """x as (images * groups, places, width), which it may be already."""
+    last = x.transpose(0, *range(2, x.ndim), 1)
+    if problem.groups == 1 and width == problem.channels and last.flags.c_contiguous and launch.aligned(x, 16):
+        return last
+    images = x.shape[0] * problem.groups
+    return channels_last(launch.contiguous(x), images, problem.channels, problem.places, width, to_tf32=False)
+
+
+def _digits(number: int, out: Sizes) -> Sizes:
+    """A number of positions as (images, o, p, q)."""
+    digits = []
+    for size in reversed(out):
+        number, digit = divmod(number, size)
+        digits.append(digit)
+    return (number, *reversed(digits))

@@ -6,7 +6,7 @@ operation, what it got and what it wanted, and returns the shape of the result.
 
 from .batch_norm import batch_norm, channel_runs
 from .checks import Padding, Pair, Shape
-from .conv import Pads, Sizes, conv, conv_grad, conv_name
+from .conv import Pads, Sizes, conv, conv_epilogue, conv_grad, conv_name
 from .dropout import dropout, dropout_factors
 from .embedding import embedding, embedding_renorm, embedding_weight_grad
 from .group_norm import group_norm, group_norm_grad
@@ -25,6 +25,7 @@ __all__ = [
     "batch_norm",
     "channel_runs",
     "conv",
+    "conv_epilogue",
     "conv_grad",
     "conv_name",
     "dropout",

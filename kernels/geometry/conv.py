@@ -9,6 +9,8 @@ from .checks import AXES, INPUTS, Sizes, is_int, is_pair
 
 Pads = tuple[tuple[int, int], ...]
 
+ACTIVATIONS = ("relu", "silu")  # that can follow a convolution in the same kernel
+
 _FILTERS = ("(K, C / groups, S)", "(K, C / groups, R, S)", "(K, C / groups, T, R, S)")
 _SIDES = ("((left, right),)", "((top, bottom), (left, right))", "((front, back), (top, bottom), (left, right))")
 _NUMBERS = ("one integer", "two integers", "three integers")
@@ -85,6 +87,17 @@ def conv_grad(
         raise ValueError(
             f"{conv_name(stride, suffix)}: the gradient must have the shape {wanted} of the result, "
             f"got {tuple(dy_shape)}"
+        )
+
+
+def conv_epilogue(operation: str, shape: Sizes, activation: str | None, residual_shape: Sequence[int] | None) -> None:
+    """Check what follows a convolution whose result has this shape."""
+    if activation is not None and activation not in ACTIVATIONS:
+        supported = ", ".join(f'"{name}"' for name in ACTIVATIONS)
+        raise ValueError(f"{operation}: activation must be None or one of {supported}, got {activation!r}")
+    if residual_shape is not None and tuple(residual_shape) != shape:
+        raise ValueError(
+            f"{operation}: residual must have the shape {shape} of the result, got {tuple(residual_shape)}"
         )
 
 

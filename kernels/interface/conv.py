@@ -17,18 +17,25 @@ def conv(
     padding: Pads,
     dilation: Sizes,
     groups: int,
+    activation: str | None = None,
+    residual: Array | None = None,
 ) -> Array:
     """Convolve (N, C, *sizes) with (K, C / groups, *taps), and add a bias (K,) or None, to (N, K, *outputs).
 
-    `padding` is (before, after) for each axis, such as ((top, bottom), (left, right)).
+    `padding` is (before, after) for each axis, such as ((top, bottom), (left, right)). The result is
+    activation(convolution + bias + residual): activation None, "relu" or "silu"; residual of its shape, or None.
     """
-    check_arrays(geometry.conv_name(stride), x=x, weight=weight, bias=bias)
+    operation = geometry.conv_name(stride)
+    check_arrays(operation, x=x, weight=weight, bias=bias, residual=residual)
     bias_shape = None if bias is None else bias.shape
-    geometry.conv(x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
+    shape = geometry.conv(x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
+    geometry.conv_epilogue(operation, shape, activation, None if residual is None else residual.shape)
     if len(stride) > 1:
-        return side(x).conv(x, weight, bias, stride, padding, dilation, groups)
+        return side(x).conv(x, weight, bias, stride, padding, dilation, groups, activation, residual)
     settings = _as_images(stride, padding, dilation)
-    return side(x).conv(x[:, :, None], weight[:, :, None], bias, *settings, groups)[:, :, 0]
+    residual = None if residual is None else residual[:, :, None]
+    y = side(x).conv(x[:, :, None], weight[:, :, None], bias, *settings, groups, activation, residual)
+    return y[:, :, 0]
 
 
 def conv_input_grad(

@@ -1,12 +1,13 @@
 // Convolution without tiles, one output for each thread or block: the reference, for volumes, and the better choice where
 // groups are too narrow to fill a tile.
 #include "conv.cuh"
+#include "epilogue.cuh"
 
 // Blocks end where images end, which spares a division of 64 bits. It waits for memory: many blocks a multiprocessor.
 template <class T>
 __global__ void __launch_bounds__(256, 6)
     gather_direct(const T* __restrict__ source, const T* __restrict__ filter, const T* __restrict__ bias,
-                  T* __restrict__ target, Gather g) {
+                  const T* __restrict__ residual, T* __restrict__ target, Gather g) {
     const int32 image_plane = g.out_h * g.out_w, plane = g.out_d * image_plane, rows = g.groups * g.rows;
     const int32 blocks_of_image = divide_up(rows * plane, int32(blockDim.x));
     const int64 image = blockIdx.x / blocks_of_image;
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(256, 6)
         }
     }
     const int32 place = g.target_first + l * g.target_d + i * g.target_h + j * g.target_w;
-    target[(image * rows + row) * g.target_plane + place] = narrow<T>(sum);
+    finish_one(g.activation, sum, residual, target, (image * rows + row) * g.target_plane + place);
 }
 
 // One block for each weight and part of the positions. The order of summation depends on the block's size only.
