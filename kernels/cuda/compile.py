@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from . import launch, machine_code
+from . import launch, machine_code, user_cache
 from .launch import Kernel
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
@@ -143,27 +140,18 @@ def share_text(share: float | None) -> str:
 
 def _kept(kernel: Kernel, arch: str) -> Resources | None:
     try:
-        numbers = json.loads(_file(kernel, arch).read_text())
-        return Resources(kernel=kernel, arch=arch, **numbers)
-    except (OSError, ValueError, TypeError):
+        return Resources(kernel=kernel, arch=arch, **user_cache.read(_file(kernel, arch)) or {})
+    except TypeError:  # other fields, or none
         return None
 
 
 def _keep(row: Resources) -> None:
-    path = _file(row.kernel, row.arch)
     numbers = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in ("kernel", "arch")}
-    temporary = path.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):  # without a cache it only takes longer
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(numbers))
-        temporary.replace(path)
+    user_cache.write(_file(row.kernel, row.arch), numbers)
 
 
 def _file(kernel: Kernel, arch: str) -> Path:
-    parts = (_compiler_name(), *launch.OPTIONS, arch, kernel.name, kernel.text(), _reader())
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "adjoint" / "resources" / f"{key}.json"
+    return user_cache.file("resources", _compiler_name(), *launch.OPTIONS, arch, kernel.name, kernel.text(), _reader())
 
 
 @cache
