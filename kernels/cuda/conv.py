@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import geometry, precision
 from ..geometry import Pads, Sizes
-from . import conv_choice, conv_mma, depthwise, epilogue, launch
+from . import autotune, conv_mma, depthwise, epilogue, launch
 from .conv_axes import THREADS, axes_split, before, check_sizes, pitches, struct_type, three
 from .conv_choice import FORWARD, INPUT_GRAD, Direct, Problem, TensorTile, Variant
 from .launch import divide_up
@@ -164,11 +164,16 @@ def _run(
     residual: Array | None = None,
     activation: str | None = None,
 ) -> None:
-    variant = conv_choice.choose(problem)
-    if isinstance(variant, TensorTile):
-        source, weight, passes = conv_mma.with_channels_last(variant, problem, source, weight, passes)
-    for fields in passes:
-        _gather(variant, target, [source, weight, bias, residual], fields, epilogue.kind(activation))
+    def run(variant: Variant) -> None:
+        given = source, weight, passes
+        if isinstance(variant, TensorTile):
+            given = conv_mma.with_channels_last(variant, problem, *given)
+        *arrays, described = given
+        for fields in described:
+            _gather(variant, target, [*arrays, bias, residual], fields, epilogue.kind(activation))
+
+    details = (source.shape, weight.shape, passes, bias is not None, residual is not None, activation)
+    run(autotune.choose(problem, details, run, target))
 
 
 def _gather(
