@@ -6,7 +6,8 @@ change the numbers here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..precision import PRECISIONS
@@ -213,8 +214,24 @@ VARIANTS = [
 ]
 
 
+_only: Variant | None = None
+
+
+@contextmanager
+def only(variant: Variant) -> Iterator[None]:
+    """Within it this variant is chosen for every problem, so that the report and tests see one kernel."""
+    global _only
+    before, _only = _only, variant
+    try:
+        yield
+    finally:
+        _only = before
+
+
 def choose(problem: Problem) -> Variant:
     """The first variant of the table that can run the problem and is worth it."""
+    if _only is not None:
+        return _only
     return next(row.variant for row in TABLE if row.can_run(problem) and row.is_chosen(problem))
 
 
