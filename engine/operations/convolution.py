@@ -7,6 +7,7 @@ from typing import Any
 from ... import kernels
 from ..operation import Operation
 from ..tensor import Tensor
+from .activation import ActivationGrad
 
 Optional = Tensor | None
 
@@ -36,10 +37,13 @@ class Convolution(_Convolution):
         ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
         return kernels.conv(x, weight, bias, **ctx.geometry())
 
-    def backward(ctx, grad: Tensor) -> tuple[Optional, Optional, Optional]:
+    def backward(ctx, grad: Tensor) -> tuple[Optional, ...]:
+        return ctx.gradients(grad, ctx.saved)
+
+    def gradients(ctx, grad: Tensor, saved: list[Tensor]) -> tuple[Optional, Optional, Optional]:
+        """Of x, weight and bias, from that of the sum."""
         by_x = by_weight = by_bias = None
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        saved = ctx.saved
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         if need_x:
             by_x = ConvolutionInputGrad.apply(grad, saved[-1], input_shape=ctx.input_shape, **ctx.geometry())
         if need_weight:
@@ -47,6 +51,26 @@ class Convolution(_Convolution):
         if need_bias:
             by_bias = grad.sum((0, *range(2, grad.ndim)))
         return by_x, by_weight, by_bias
+
+
+class ConvolutionActivation(Convolution):
+    """f(convolution + bias + residual), with a residual of the result's shape, or None.
+
+    `kind` is None or an activation whose slope comes from its output: what others need is not computed here.
+    """
+
+    def forward(ctx, x: Any, weight: Any, bias: Any, residual: Any) -> Any:
+        ctx.save_what_is_needed()
+        if ctx.kind is not None:
+            ctx.save_outputs(0)
+        ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
+        return kernels.conv(x, weight, bias, **ctx.geometry(), activation=ctx.kind, residual=residual)
+
+    def backward(ctx, grad: Tensor) -> tuple[Optional, ...]:
+        saved = ctx.saved
+        if ctx.kind is not None:
+            grad = ActivationGrad.apply(grad, saved.pop(), kind=ctx.kind, a=0.0, b=0.0, slope=None)
+        return *ctx.gradients(grad, saved), grad if ctx.needs_input_grad[3] else None
 
 
 class ConvolutionInputGrad(_Convolution):

@@ -40,7 +40,7 @@ from .activation import (
     threshold,
     threshold_,
 )
-from .conv import conv1d, conv2d, conv3d
+from .conv import conv1d, conv2d, conv3d, conv_activation
 from .dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from .embedding import embedding
 from .embedding_bag import embedding_bag
@@ -89,6 +89,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "conv_activation",
     "cross_entropy",
     "dropout",
     "dropout1d",
