@@ -210,7 +210,7 @@ def refuse(what: str) -> None:
 
 def _spoken(name: str) -> str:
     """A function's name as a user knows it."""
-    known = {"__getitem__": "index", "__repr__": "print", "__format__": "format", "form": "operator"}
+    known = {"getitem": "index", "__repr__": "print"}
     return known.get(name, name.strip("_") if name.startswith("__") else name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
@@ -9,8 +10,15 @@ from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
+import numpy as np
+
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_OURS = tuple(os.path.join(_PACKAGE, folder, "") for folder in ("engine", "nn", "kernels"))
+# Ours, and what lies between two calls of ours: decorators, and functions that hand arrays back to their methods.
+_OURS = (
+    *(os.path.join(_PACKAGE, folder, "") for folder in ("engine", "nn", "kernels")),
+    os.path.join(os.path.dirname(np.__file__), ""),
+    contextlib.__file__,
+)
 
 
 class Place(NamedTuple):

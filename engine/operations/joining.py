@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import array_module
+from ..backend import array_module, device_of, transfer
 from ..operation import Operation
 from ..recorder import refuse
 from ..tensor import Tensor, as_array
@@ -153,7 +153,7 @@ def repeat_interleave(input: Tensor, repeats: Any, dim: int | None = None) -> Te
         spread = expand(input.unsqueeze(dim + 1), (*shape[: dim + 1], count, *shape[dim + 1 :]))
         result = reshape(spread, (*shape[:dim], size * count, *shape[dim + 1 :]))
         return result.clone() if result._versions is input._versions else result
-    return index_select(input, dim, np.repeat(np.arange(size), counts.tolist()))
+    return index_select(input, dim, transfer(np.repeat(np.arange(size), counts.tolist()), device_of(input._data)))
 
 
 class Pad(Operation):

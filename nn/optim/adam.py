@@ -51,9 +51,7 @@ class Adam(Optimizer):
         for parameter in params:
             state = self.state[parameter]
             if not state:
-                state["step"] = 0
-                state["exp_avg"] = zeros_for(parameter)
-                state["exp_avg_sq"] = zeros_for(parameter)
+                state.update(step=0, exp_avg=zeros_for(parameter), exp_avg_sq=zeros_for(parameter))
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = zeros_for(parameter)
             by_step[counts(state)].append((parameter, state))
