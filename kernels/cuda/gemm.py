@@ -130,8 +130,10 @@ def multiply(
         splits=splits,
         a_transposed=product.a.transposed,
         b_transposed=product.b.transposed,
-        a_vectors=_in_vectors(a, firsts[0], product.a.pitch, batch.a),
-        b_vectors=_in_vectors(b, firsts[1], product.b.pitch, batch.b),
+        a_vectors=_in_vectors(a, firsts[0], product.a.pitch, batch.a, rows if product.a.transposed else product.depth),
+        b_vectors=_in_vectors(
+            b, firsts[1], product.b.pitch, batch.b, product.depth if product.b.transposed else columns
+        ),
         packed=columns % 4 == 0 and firsts[2] % 4 == 0 and launch.aligned(out, 16),
         bias_row=bias is not None and bias.ndim == 2,
         bias_column=bias is not None and bias.ndim == 1,
@@ -151,5 +153,5 @@ def multiply(
 
 
 def _in_vectors(array: Array, *elements: int) -> bool:
-    """Whether the array, and what lies so many elements from its start, is at multiples of 16 bytes."""
+    """Whether the array begins at a multiple of 16 bytes, and so many elements are a multiple of 16 bytes."""
     return launch.aligned(array, 16) and all(n * array.dtype.itemsize % 16 == 0 for n in elements)

@@ -7,7 +7,7 @@
 struct Gemm {
     int64 a_first, b_first, out_first, a_batch, b_batch, out_batch, a_pitch, b_pitch;
     int32 rows, columns, depth, part, splits, a_transposed, b_transposed;
-    int32 a_vectors, b_vectors;       // whether 16 bytes of a line may be copied at once
+    int32 a_vectors, b_vectors;       // whether all lines are whole runs of 16 bytes, at multiples of 16
     int32 packed;                     // whether four neighbours in out may be stored at once
     int32 bias_row, bias_column;      // by how much the place in the bias grows with row and column
     int32 relu;

@@ -55,13 +55,16 @@ template <class T, int Lines, int Threads> struct Tile {
 
     // Starts to copy the next stage's tile.
     __device__ void load(unsigned char* tile) {
+        if (vectors) {
 #pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-            T* const target = reinterpret_cast<T*>(tile + to + i * to_apart);
-            const int32 left = i * across_apart < across_left ? dense_left : 0;
-            const T* const source = from + i * apart;
-            if (vectors && left >= kRun) cp_async<16>(target, source);
-            else copy(target, source, left);
+            for (int i = 0; i < kEach; ++i)
+                cp_async<16>(tile + to + i * to_apart, from + i * apart, dense_left > 0 && i * across_apart < across_left);
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < kEach; ++i) {
+                T* const target = reinterpret_cast<T*>(tile + to + i * to_apart);
+                copy(target, from + i * apart, i * across_apart < across_left ? dense_left : 0);
+            }
         }
         from += step;
         dense_left -= dense_step;
@@ -69,7 +72,7 @@ template <class T, int Lines, int Threads> struct Tile {
     }
 
 private:
-    // A run that ends early, or that does not begin at a multiple of 16 bytes.
+    // A run element by element, as far as it exists.
     __device__ static void copy(T* target, const T* source, int32 left) {
 #pragma unroll
         for (int i = 0; i < kRun; ++i) {
@@ -117,19 +120,24 @@ template <class T, int Lines, bool Left> struct Reader {
 
 __device__ inline float as_float(uint32 bits) { return __int_as_float(int32(bits)); }
 
-// The parts of floats: what tf32 holds of them, and of the rest.
+// Tensor cores ignore the last 13 bits of a float in tf32: with half of what they count for added, they round to nearest.
+// (cvt.rna would be four instructions on sm_80.)
+constexpr uint32 kHalf = 1 << 12, kKept = ~(2 * kHalf - 1);
+
+template <int N> __device__ inline void round_all(uint32 (&values)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+        if (fabsf(as_float(values[i])) < infinity<float>()) values[i] += kHalf;  // not-a-number would become zero
+}
+
+// Floats into what tf32 holds of them, and the rest. Not-a-number stays one in the rest.
 template <int N> __device__ inline void split(uint32 (&large)[N], uint32 (&small)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         const float x = as_float(large[i]);
-        large[i] = round_to_tf32(x);
-        small[i] = round_to_tf32(x - as_float(large[i]));
+        large[i] = large[i] + kHalf & kKept;
+        small[i] = uint32(__float_as_int(x - as_float(large[i])));
     }
-}
-
-template <int N> __device__ inline void round_all(uint32 (&values)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = round_to_tf32(as_float(values[i]));
 }
 
 // Where sums go: to `out`, or to the partial sums of this split.
@@ -160,10 +168,10 @@ template <class T> struct Output {
             return;
         }
         // Even lanes take four of the near ones, odd lanes four of the far ones: 4 lanes then write 32 bytes of a row.
-        const Pack<T, 2> near_pair{near_0, near_1}, far_pair{far_0, far_1};
         const bool odd = threadIdx.x % 2;
-        const uint32 mine = bits(odd ? far_pair : near_pair);
-        const uint32 other = __shfl_xor_sync(kFullWarp, bits(odd ? near_pair : far_pair), 1);
+        const uint32 near_pair = bits(near_0, near_1), far_pair = bits(far_0, far_1);
+        const uint32 mine = odd ? far_pair : near_pair;
+        const uint32 other = __shfl_xor_sync(kFullWarp, odd ? near_pair : far_pair, 1);
         const int32 first = odd ? column + 6 : column;
         const Pack<uint32, 2> four{odd ? other : mine, odd ? mine : other};
         if (row < g.rows && first < g.columns) *reinterpret_cast<Pack<uint32, 2>*>(target + of_row + first) = four;
@@ -185,11 +193,14 @@ private:
         if (column + 1 < g.columns) of_row[column + 1] = second;
     }
 
-    __device__ static uint32 bits(const Pack<T, 2>& pair) { return *reinterpret_cast<const uint32*>(&pair); }
+    __device__ static uint32 bits(T low, T high) {
+        const Pack<T, 2> pair{low, high};
+        return *reinterpret_cast<const uint32*>(&pair);
+    }
 };
 
 template <class T, bool Exact, int Rows, int Columns>
-__global__ void __launch_bounds__(Rows * Columns <= 4096 ? 128 : 256)
+__global__ void __launch_bounds__(Rows * Columns <= 4096 ? 128 : 256, Rows * Columns <= 4096 ? 4 : 2)
     gemm_mma(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ out,
              float* __restrict__ partial, Gemm g) {
     constexpr int Threads = Rows * Columns <= 4096 ? 128 : 256;
@@ -232,7 +243,7 @@ __global__ void __launch_bounds__(Rows * Columns <= 4096 ? 128 : 256)
         cp_async_commit();
         const unsigned char* const left_tile = stages + stage * StageBytes;
         const unsigned char* const right_tile = left_tile + Left::kBytes;
-#pragma unroll
+#pragma unroll 1
         for (int k = 0; k < Steps; ++k) {
             uint32 x[N][4], small_x[Exact ? N : 1][4];
 #pragma unroll
