@@ -25,9 +25,9 @@ def _missing():
     return ""
 
 
-# A product takes the tensor cores of sm_90 four cycles, in which four instructions can begin: below a quarter the other
-# instructions are what a loop waits for.
-LEAST_TENSOR_SHARE = 0.25
+# On the shortest way through the inner loop. A product takes a scheduler's tensor cores eight cycles on sm_80 and four
+# on sm_90, in each of which one instruction can begin.
+LEAST_TENSOR_SHARE = 0.10
 NEWER = ("sm_80", "sm_90", "sm_100")
 needs_nvrtc = pytest.mark.skipif(bool(_missing()), reason=_missing())
 
@@ -38,7 +38,7 @@ def _compile(kernels, archs):
     assert {(row.kernel, row.arch) for row in rows} == wanted
     spilling = [row for row in rows if row.spill_bytes or row.stack_bytes]
     assert not spilling, "\n" + cuda_compile.table(spilling)
-    idle = [row for row in rows if row.kernel.least >= 80 and (row.tensor_share or 0) < LEAST_TENSOR_SHARE]
+    idle = [row for row in rows if row.kernel.least >= 80 and (row.most_tensor_share or 0) < LEAST_TENSOR_SHARE]
     assert not idle, "\n" + cuda_compile.table(idle)
 
 
@@ -120,7 +120,7 @@ def test_a_kernel_that_does_not_compile_is_named_with_the_log(tmp_path):
 
 @needs_nvrtc
 def test_the_command_prints_a_table():
-    options = ["--arch", "sm_80", "sm_90", "--match", "t> (conv_gemm"]
+    options = ["--arch", "sm_80", "sm_90", "--match", "sum_partials<float> (sums"]
     result = subprocess.run([sys.executable, "-m", "adjoint.kernels", *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -40,7 +40,7 @@ def _share(code, capability=90):
 @pytest.mark.parametrize("capability", [75, 80, 89, 90, 100, 120])
 def test_products_over_instructions_of_the_loop(capability):
     loop = [IADD, HMMA, IADD, NOP, HMMA, IADD]
-    assert _share([HMMA] * 5 + loop + [_branch(-7, capability)] + [HMMA] * 5, capability) == 2 / 6
+    assert _share([HMMA] * 5 + loop + [_branch(-7, capability)] + [HMMA] * 5, capability) == (2 / 6, 2 / 6)
     assert _share(loop, capability) is None
     assert _share([HMMA, _branch(-1, capability)], capability) is None  # a branch to itself is a kernel's end
     assert _share([HMMA, _branch(1, capability), IADD, IADD], capability) is None  # forward
@@ -52,10 +52,26 @@ def test_the_innermost_loop_with_most_products():
     outer = [IADD] * 50 + inner
     nested = [*outer, _branch(-len(outer) - 1)]
     rest = [IADD, HMMA, _branch(-3, operation=UNIFORM_BRANCH)]
-    assert _share(nested) == _share(nested + rest) == _share(rest + nested) == 6 / 8
-    assert _share(rest) == 1 / 3
+    assert _share(nested) == _share(nested + rest) == _share(rest + nested) == (6 / 8, 6 / 8)
+    assert _share(rest) == (1 / 3, 1 / 3)
     # A loop without products in one with them.
-    assert _share([HMMA, HMMA, IADD, _branch(-2), _branch(-5)]) == 2 / 5
+    assert _share([HMMA, HMMA, IADD, _branch(-2), _branch(-5)]) == (2 / 5, 2 / 5)
+
+
+def test_the_shortest_way_meets_most_products():
+    always = 0x7000
+    skip = [_branch(3), IADD, IADD, IADD]
+    assert _share([*skip, HMMA, HMMA, _branch(-7)]) == (2 / 7, 2 / 4)
+    # A way around products is none, also where it is shorter.
+    assert _share([_branch(2), HMMA, IADD, HMMA, _branch(-5)]) == (2 / 5, 2 / 5)
+    # Either or: after the first part an unconditional branch over the second one.
+    low, high = _branch(4)
+    other = [_branch(3), IADD, IADD, (low | always, high), *[IADD] * 4]
+    assert _share([*other, HMMA, _branch(-10)]) == (1 / 10, 1 / 6)
+    # A way that ends, or leaves the loop.
+    assert _share([_branch(2), IADD, 0x94D | always, HMMA, _branch(-5)]) == (1 / 5, 1 / 3)
+    low, high = _branch(40)
+    assert _share([(low | always, high), HMMA, _branch(-3)]) == (1 / 3, 1 / 3)
 
 
 def test_what_is_no_kernel_is_an_error():
@@ -104,7 +120,8 @@ def test_of_compiled_kernels(tmp_path):
         number = kernels.index(row.kernel)
         products, other = sizes[number] if number < len(sizes) else (0, 0)
         if not products:
-            assert row.tensor_share is None
+            assert row.least_tensor_share is row.most_tensor_share is None
             continue
         # Besides: the counter, its comparison, the branch, and what the scheduler leaves to wait for results.
-        assert products / (products + other + 8) <= row.tensor_share <= products / (products + other + 2), row
+        assert row.least_tensor_share == row.most_tensor_share
+        assert products / (products + other + 8) <= row.most_tensor_share <= products / (products + other + 2), row

@@ -39,7 +39,16 @@ class Resources:
     stack_bytes: int
     spill_bytes: int
     seconds: float
-    tensor_share: float | None = None  # of the instructions in the inner loop: those that run on tensor cores
+    # Products on tensor cores among the inner loop's instructions: between these (machine_code.tensor_share).
+    least_tensor_share: float | None = None
+    most_tensor_share: float | None = None
+
+    @property
+    def tensor_share(self) -> str:
+        """For a table."""
+        if self.least_tensor_share is None or self.most_tensor_share is None:
+            return "-"
+        return f"{100 * self.least_tensor_share:.0f}-{self.most_tensor_share:.0%}"
 
 
 def architectures() -> tuple[str, ...]:
@@ -118,7 +127,7 @@ def table(rows: Sequence[Resources]) -> str:
             str(row.kernel),
             row.arch,
             *(str(n) for n in (row.registers, row.shared_bytes, row.stack_bytes, row.spill_bytes)),
-            share_text(row.tensor_share),
+            row.tensor_share,
             f"{row.seconds:.2f}",
         )
         for row in rows
@@ -131,11 +140,6 @@ def table(rows: Sequence[Resources]) -> str:
         )
         for line in cells
     )
-
-
-def share_text(share: float | None) -> str:
-    """A `tensor_share` for a table."""
-    return "-" if share is None else f"{share:.0%}"
 
 
 def _kept(kernel: Kernel, arch: str) -> Resources | None:
@@ -182,6 +186,10 @@ def _compile(kernels: Sequence[Kernel], arch: str) -> list[Resources]:
     start = time.perf_counter()
     compiled = launch.compile_for(kernels, arch)
     seconds = (time.perf_counter() - start) / len(kernels)
+    shares = {
+        kernel: machine_code.tensor_share(one.cubin, one.symbol, _capability(arch)) or (None, None)
+        for kernel, one in compiled.items()
+    }
     return [
         Resources(
             kernel,
@@ -191,7 +199,8 @@ def _compile(kernels: Sequence[Kernel], arch: str) -> list[Resources]:
             stack_bytes=_largest(one.log, r"(\d+) bytes stack frame"),
             spill_bytes=sum(_largest(one.log, rf"(\d+) bytes spill {way}") for way in ("stores", "loads")),
             seconds=seconds,
-            tensor_share=machine_code.tensor_share(one.cubin, one.symbol, _capability(arch)),
+            least_tensor_share=shares[kernel][0],
+            most_tensor_share=shares[kernel][1],
         )
         for kernel, one in compiled.items()
     ]

@@ -13,17 +13,22 @@ from itertools import accumulate
 _INSTRUCTION_BYTES = 16
 _OPERATION = 0xFFF
 _NOP = 0x918
-_BRANCHES = (0x947, 0x547)  # the second one, from sm_100 on, at a condition that a warp has in common
+_EXIT = 0x94D
+_BRANCH = 0x947
+_UNIFORM_BRANCH = 0x547  # from sm_100 on, at a condition that a warp has in common
 _PRODUCT = 0x23C  # HMMA: all products of halves, bfloat16 and tf32 with float sums
+_ALWAYS = 7  # the predicate of an instruction that has none
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, ...
 _WITHOUT_BYTES = 8  # a section's type
 
 
-def tensor_share(cubin: bytes, symbol: str, capability: int) -> float | None:
-    """Products on tensor cores over all instructions of the innermost loop that has most of them.
+def tensor_share(cubin: bytes, symbol: str, capability: int) -> tuple[float, float] | None:
+    """Products on tensor cores over the instructions of the innermost loop that has most of them, between two bounds.
 
-    None where the kernel has none in a loop. A loop is what lies between a branch backward and its target.
+    The lower one counts all instructions of the loop, also those that only some blocks or steps run; the upper one
+    those on the shortest way through it that meets most products. None where the kernel has no product in a loop. A
+    loop is what lies between a branch backward and its target.
     """
     code = _words(_section(cubin, f".text.{symbol}"))
     operations = [low & _OPERATION for low, _ in code]
@@ -34,7 +39,35 @@ def tensor_share(cubin: bytes, symbol: str, capability: int) -> float | None:
     if not innermost:
         return None
     loop = max(innermost, key=lambda loop: products[loop.stop] - products[loop.start])
-    return (products[loop.stop] - products[loop.start]) / (instructions[loop.stop] - instructions[loop.start])
+    count, total = products[loop.stop] - products[loop.start], instructions[loop.stop] - instructions[loop.start]
+    passed, shortest = _shortest_way(code, loop, capability) or (count, total)
+    return count / total, passed / shortest
+
+
+def _shortest_way(code: Sequence[tuple[int, int]], loop: range, capability: int) -> tuple[int, int] | None:
+    """The products and the instructions from a loop's first one to its last: most of the former, then fewest of these.
+
+    None where the way leads through code outside of the loop.
+    """
+    best = {loop.start: (0, 0)}  # before an instruction, products negative
+    for number in loop:
+        if number not in best:
+            continue
+        low, high = code[number]
+        operation, always = low & _OPERATION, low >> 12 & 0xF == _ALWAYS
+        products, instructions = best[number]
+        after = products - (operation == _PRODUCT), instructions + (operation != _NOP)
+        if number == loop.stop - 1:
+            return -after[0], after[1]
+        following = []
+        if operation in (_BRANCH, _UNIFORM_BRANCH):
+            following.append(_target(number, low, high, capability))
+        if not always or operation not in (_BRANCH, _EXIT):
+            following.append(number + 1)
+        for other in following:
+            if number < other < loop.stop and after < best.get(other, (1, 0)):
+                best[other] = after
+    return None
 
 
 def _within(inner: range, outer: range) -> bool:
@@ -44,19 +77,20 @@ def _within(inner: range, outer: range) -> bool:
 def _loops(code: Sequence[tuple[int, int]], capability: int) -> Iterator[range]:
     """The numbers of the instructions in each loop."""
     for number, (low, high) in enumerate(code):
-        if low & _OPERATION not in _BRANCHES:
+        if low & _OPERATION not in (_BRANCH, _UNIFORM_BRANCH):
             continue
-        target = number + 1 + _distance(low, high, capability) // _INSTRUCTION_BYTES
+        target = _target(number, low, high, capability)
         if 0 <= target < number:  # a kernel ends with a branch to itself
             yield range(target, number + 1)
 
 
-def _distance(low: int, high: int, capability: int) -> int:
-    """The bytes from the end of a branch to its target."""
+def _target(number: int, low: int, high: int, capability: int) -> int:
+    """The number of the instruction that a branch leads to, whose own number is `number`."""
     upper = (low >> 32 | (high & 0x3FFFF) << 32) & ~3
     if upper >> 49:
         upper -= 1 << 50
-    return upper if capability < 90 else upper << 8 | (low >> 16 & 0xFF) << 2
+    distance = upper if capability < 90 else upper << 8 | (low >> 16 & 0xFF) << 2
+    return number + 1 + distance // _INSTRUCTION_BYTES
 
 
 def _words(code: bytes) -> Sequence[tuple[int, int]]:

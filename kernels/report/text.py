@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..cuda.compile import share_text
 from .measure import ARCHITECTURES, Fit, Measurement, Use
 
 LEGEND = """\
@@ -13,7 +12,7 @@ L2         the same between blocks and the L2, if a block gets everything once
 L1         the same for all requests, if none is answered by another one's sectors
 sectors    of 32 bytes that a warp's request to global memory touches, and the fewest that hold its bytes
 conflicts  cycles that a warp's request to shared memory loses to others of the same bank
-tensor     products on tensor cores among the instructions of the inner loop"""
+tensor     products on tensor cores among the instructions of the inner loop: among all, and on the shortest way"""
 
 
 def cases_table(measurements: Sequence[Measurement]) -> str:
@@ -83,7 +82,7 @@ def _fit_cells(of_archs: Sequence[Fit], arch: str) -> Sequence[str]:
     for fit in of_archs:
         used = fit.resources
         if used.arch == arch:
-            return str(used.registers), str(used.spill_bytes), f"{fit.occupancy:.0%}", share_text(used.tensor_share)
+            return str(used.registers), str(used.spill_bytes), f"{fit.occupancy:.0%}", used.tensor_share
     return ("-",) * 4  # it does not run there
 
 
