@@ -144,6 +144,10 @@ class Graph:
 
 
 class Stream:
+    """A stream; `open_captures` says how many are being captured."""
+
+    open_captures = 0
+
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = 0 if null else id(self)
         self.captured: list[Callable[[], None]] | None = None
@@ -162,9 +166,11 @@ class Stream:
         if self.ptr == 0:
             raise RuntimeError("cannot capture on the default (legacy) stream")
         self.captured, self.broken = [], False
+        Stream.open_captures += 1
 
     def end_capture(self) -> Graph:
         work, self.captured = self.captured, None
+        Stream.open_captures -= 1
         if work is None or self.broken:
             raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated")
         return Graph(work)
@@ -232,8 +238,14 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: np.ndarray, data: Any, base: ndarray | None = None) -> None:
-        self.host, self._memory, self.base = host, data, base
+        self._host, self._memory, self.base = host, data, base
         self.device = Device(0)
+
+    @property
+    def host(self) -> np.ndarray:
+        if self._host.size and segment_of(self._host.ctypes.data) is None:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: an array in memory that was given back")
+        return self._host
 
     shape = property(lambda self: self.host.shape)
     strides = property(lambda self: self.host.strides)

@@ -33,6 +33,7 @@ def host_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ad.set_default_device("cpu")
     with installed(host_cupy.Launcher()):
         yield "cuda"
+    assert host_cupy.Stream.open_captures == 0 and gc.isenabled()
     ad.set_default_device(None)
     backend.cupy.cache_clear()
 
@@ -413,6 +414,48 @@ def test_settings_and_state_of_an_optimizer_may_change(device: str) -> None:
     assert run(True) == run(False)
 
 
+def test_parameters_that_share_a_step_count_may_part(device: str) -> None:
+    def run(captured: bool, make: Any) -> list[Any]:
+        w, v = parameter(device, 2.0, 1.0), parameter(device, 1.0)
+        optimizer = make([w, v], 0.1)
+
+        def train(x: ad.Tensor, both: bool) -> None:
+            optimizer.zero_grad()
+            ((w * x).sum() * (v.sum() if both else 1)).backward()
+            optimizer.step()
+
+        step = ad.cuda.capture(train) if captured else train
+        seen = []
+        for both in (True, True, True, False, False, False, True, True, True):
+            step(ad.tensor([1.0, 3.0], device=device), both)
+            seen.append((numbers(w), numbers(v), optimizer.state[w]["step"], optimizer.state[v]["step"]))
+        return seen
+
+    for make in (optim.Adam, optim.NAdam):
+        assert run(True, make) == run(False, make)
+
+
+def test_the_grad_mode_and_the_precision_are_part_of_the_kind(device: str) -> None:
+    modes = []
+
+    def look(x: ad.Tensor) -> ad.Tensor:
+        modes.append((ad.is_grad_enabled(), ad.get_float32_matmul_precision()))
+        return x * 2
+
+    step = ad.cuda.capture(look)
+    try:
+        for precision in ("highest", "high"):
+            ad.set_float32_matmul_precision(precision)
+            for enabled in (True, False):
+                for _ in range(3):
+                    with ad.set_grad_enabled(enabled):
+                        step(ad.ones(1, device=device))
+    finally:
+        ad.set_float32_matmul_precision("highest")
+    kinds = [(True, "highest"), (False, "highest"), (True, "high"), (False, "high")]
+    assert modes == [kind for kind in kinds for _ in range(2)] and step.graphs == 4
+
+
 def test_as_a_method(device: str) -> None:
     class Counter:
         def __init__(self) -> None:
@@ -526,6 +569,19 @@ def test_an_error_of_the_step_itself_reaches_the_user_and_changes_nothing(device
         eager.step(*eager.batch(i))
         schedule.step()
     assert_same(training.state(), eager.state())
+
+
+def test_garbage_is_not_collected_within_a_capture(device: str) -> None:
+    enabled = []
+
+    def look(x: ad.Tensor) -> ad.Tensor:
+        enabled.append(gc.isenabled())
+        return x + 1
+
+    step = ad.cuda.capture(look)
+    for _ in range(3):
+        step(ad.ones(1, device=device))
+    assert enabled == [True, False] and gc.isenabled()
 
 
 def test_captures_are_not_nested(device: str) -> None:

@@ -95,8 +95,8 @@ class Optimizer:
 
     def _structure(self) -> Any:
         """What decides which kernels a step launches, and on which memory."""
-        groups = [(id(group), len(group["params"]), self.fixed(group)) for group in self.param_groups]
-        return id(self.state), groups
+        groups = [(recorded.Same(group), len(group["params"]), self.fixed(group)) for group in self.param_groups]
+        return recorded.Same(self.state), groups
 
     def fixed(self, group: Group) -> list[Any]:
         """What `update` takes for granted while a captured step replays: all that is not a `number` there."""

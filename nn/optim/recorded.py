@@ -58,10 +58,22 @@ def depends_on(look: Callable[[], Any]) -> None:
         mode.recorder.conditions.append(lambda: look() == known)
 
 
+class Same:
+    """Equal where it is one and the same object."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.thing is self.thing
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def kind(value: Any) -> Any:
     """What a step depends on of a setting that it reads anew: of a number whether it is 0."""
     if isinstance(value, Tensor):
-        return id(value), id(value._data)
+        return Same(value), Same(value._data)
     if isinstance(value, tuple | list):
         return tuple(map(kind, value))
     return value if isinstance(value, bool) or not isinstance(value, int | float) else value != 0
