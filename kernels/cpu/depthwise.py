@@ -22,10 +22,10 @@ from .scratch import Scratch, scratch
 
 _MOST_FILTERS = 4
 _MOST_PHASES = 16
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 3 << 19
 # Short enough for the first cache, and for OpenBLAS to multiply on the calling thread.
 _CHUNK = 8192
-_LEAST_RUN = 4096
+_LEAST_RUN = 6 << 10
 
 
 def serves(weight_shape: Sizes, groups: int, stride: Sizes) -> bool:
@@ -225,12 +225,12 @@ class _Runs:
         self.pitches = [prod(self.lengths[axis + 1 :]) for axis in range(len(stride))]
         self.reach = self.offset(self.furthest)
         volume = prod(self.lengths)
-        self.images = max(1, min(self.count, -(-_LEAST_RUN // volume)))
+        self.images = parallel.evenly(self.count, -(-_LEAST_RUN // volume))
         self.length = self.images * volume
         #: Up to the last output.
         self.used = self.length - volume + self.offset([count - 1 for count in self.pooled]) + 1
         run_bytes = prod(stride) * self.length * dtype.itemsize
-        self.piece_channels = max(1, min(_PIECE_BYTES // run_bytes, self.channels))
+        self.piece_channels = parallel.evenly(self.channels, _PIECE_BYTES // run_bytes)
         self.terms = list(self._terms())
 
     @property

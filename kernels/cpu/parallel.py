@@ -80,6 +80,12 @@ def split(count: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
+def evenly(count: int, most: int) -> int:
+    """The step, at most `most` and at least 1, by which `split` makes parts of range(count) of about one length."""
+    parts = max(1, -(-count // max(1, most)))
+    return max(1, -(-count // parts))
+
+
 def _drain(work: Callable[[Iterator[Piece]], Any], rest: deque[Piece]) -> None:
     # IEEE results need no warnings, and a thread does not inherit the caller's error state.
     with np.errstate(all="ignore"):

@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-_MOST_BYTES = 8 << 20
+_MOST_BYTES = 20 << 20
 # A cache line, and as long as the longest vector.
 _ALIGNMENT = 64
 
@@ -41,11 +41,13 @@ class Scratch:
 
 @contextmanager
 def scratch() -> Iterator[Scratch]:
-    """This thread's memory; a new one for a call inside another call."""
-    memory = getattr(_kept, "memory", None) or Scratch()
-    _kept.memory = None
+    """This thread's memory; for a call inside another call the thread keeps a second one."""
+    kept = getattr(_kept, "memories", None)
+    if kept is None:
+        kept = _kept.memories = []
+    memory = kept.pop() if kept else Scratch()
     try:
         yield memory
     finally:
         memory.clear()
-        _kept.memory = memory
+        kept.append(memory)

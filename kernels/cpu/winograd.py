@@ -27,6 +27,8 @@ from ..geometry import Padding, Pair, Shape
 from . import parallel
 from .arithmetic import compute_dtype
 from .parallel import SMALL_PRODUCT
+from .products import multiply
+from .scratch import Scratch, scratch
 
 _TILE = 4
 _TAPS = 3
@@ -47,6 +49,8 @@ _MOST_FILTERS = 1 << 16
 # Partial sums of a weight gradient, each as large as the filters' transforms.
 _SUMS_BYTES = 20 << 20
 _MOST_SUMS = 8
+# What is added to them at once.
+_PRODUCT_BYTES = 1 << 21
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,17 +102,18 @@ class _Block(NamedTuple):
         return self.images.stop - self.images.start, self.rows.stop - self.rows.start
 
 
-class _Scratch:
+class _Buffers:
     """Memory that a thread uses again from block to block."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Scratch) -> None:
+        self._memory = memory
         self._held: dict[str, np.ndarray] = {}
 
     def take(self, name: str, *shape: int) -> np.ndarray:
         size = prod(shape)
         held = self._held.get(name)
         if held is None or held.size < size:
-            held = self._held[name] = np.empty(size, np.float32)
+            held = self._held[name] = self._memory.empty((size,), _A.dtype)
         return held[:size].reshape(shape)
 
 
@@ -125,10 +130,17 @@ def forward(
 
     If `transposed`, by the filters flipped and with inputs and outputs exchanged, as for the input gradient.
     """
-    filters = _filters(weight, groups, transposed)
-    if not transposed:
-        filters = filters.swapaxes(2, 3)
-    inside, outputs = filters.shape[2:]
+    with scratch() as memory:
+        transforms = memory.empty((_PLACES, weight.shape[0] * weight.shape[1]), _A.dtype)
+        filters = _transform(weight, groups, transposed, transforms)
+        return _convolve(x, filters if transposed else filters.swapaxes(2, 3), bias, shape, padding)
+
+
+def _convolve(
+    x: np.ndarray, filters: np.ndarray, bias: np.ndarray | None, shape: Shape, padding: Padding
+) -> np.ndarray | None:
+    """`forward` with the filters' transforms (36, groups, C / groups, K / groups)."""
+    groups = filters.shape[1]
     across = -(-shape[3] // _TILE)
     before = (padding[0][0], padding[1][0])
     y = np.empty(shape, x.dtype)
@@ -136,20 +148,16 @@ def forward(
 
     def work(blocks: Iterator[_Block]) -> None:
         nonlocal finite
-        scratch = _Scratch()
-        for block in blocks:
-            tiles = _spread(x, block, before, across, _B_T, scratch.take("tiles", *_held(block, across, x)), scratch)
-            products = scratch.take("products", *_held(block, across, y))
-            left, target = _grouped(tiles, groups), _grouped(products, groups)
-            count = tiles.shape[1]
-            at_once = min(count, max(_LEAST_TILES, SMALL_PRODUCT // (inside * outputs)))
-            for part in _evenly(count, at_once):
-                for some in _evenly(outputs, max(1, SMALL_PRODUCT // (inside * at_once))):
-                    np.matmul(left[:, :, part], filters[..., some], out=target[:, :, part, some])
-            if not _collect(products, y, block, across, bias, scratch):
-                finite = False
-            if not finite:
-                return
+        with scratch() as memory:
+            buffers = _Buffers(memory)
+            for block in blocks:
+                tiles = _spread(x, block, before, across, _B_T, "tiles", buffers)
+                products = buffers.take("products", *_held(block, across, y))
+                multiply(_grouped(tiles, groups), filters, _grouped(products, groups))
+                if not _collect(products, y, block, across, bias, buffers):
+                    finite = False
+                if not finite:
+                    return
 
     parallel.share(work, _blocks(shape, max(x.shape[1], shape[1])))
     return y if finite else None
@@ -165,46 +173,49 @@ def weight_grad(dy: np.ndarray, x: np.ndarray, weight_shape: Shape, padding: Pad
     size = _PLACES * prod(weight_shape[:2])
     most = min(_MOST_SUMS, max(1, _SUMS_BYTES // (4 * size)))
     runs = parallel.split(len(blocks), -(-len(blocks) // most))
-    sums = np.empty((len(runs), _PLACES, groups, outputs, inside), np.float32)
+    with scratch() as memory:
+        sums = memory.empty((len(runs), _PLACES, groups, outputs, inside), _A.dtype)
 
-    def work(numbers: Iterator[int]) -> None:
-        scratch = _Scratch()
-        for number in numbers:
-            for block in blocks[runs[number]]:
-                tiles = _spread(
-                    x, block, before, across, _B_T, scratch.take("tiles", *_held(block, across, x)), scratch
-                )
-                grads = _spread(
-                    dy, block, (0, 0), across, _A, scratch.take("grads", *_held(block, across, dy)), scratch
-                )
-                left, right = _grouped(grads, groups).swapaxes(2, 3), _grouped(tiles, groups)
-                for some in _evenly(outputs, max(1, SMALL_PRODUCT // (inside * tiles.shape[1]))):
-                    target = sums[number, :, :, some]
-                    if block is blocks[runs[number].start]:
-                        np.matmul(left[:, :, some], right, out=target)
-                    else:
-                        product = scratch.take("product", *target.shape)
-                        np.matmul(left[:, :, some], right, out=product)
-                        np.add(target, product, out=target)
+        def work(numbers: Iterator[int]) -> None:
+            with scratch() as memory:
+                buffers = _Buffers(memory)
+                for number in numbers:
+                    for block in blocks[runs[number]]:
+                        tiles = _spread(x, block, before, across, _B_T, "tiles", buffers)
+                        grads = _spread(dy, block, (0, 0), across, _A, "grads", buffers)
+                        left, right = _grouped(grads, groups).swapaxes(2, 3), _grouped(tiles, groups)
+                        for some in parallel.split(outputs, max(1, _PRODUCT_BYTES // (4 * _PLACES * x.shape[1]))):
+                            target = sums[number, :, :, some]
+                            if block is blocks[runs[number].start]:
+                                multiply(left[:, :, some], right, target)
+                            else:
+                                product = buffers.take("product", *target.shape)
+                                multiply(left[:, :, some], right, product)
+                                np.add(target, product, out=target)
 
-    parallel.share(work, range(len(runs)))
-    dw = np.empty(weight_shape, np.float32)
-    places, taps = sums.reshape(len(sums), _PLACES, -1), dw.reshape(-1, _TAPS * _TAPS)
+        parallel.share(work, range(len(runs)))
+        dw = _shrunk(sums).reshape(weight_shape)
+    return dw.astype(dy.dtype, copy=False) if np.isfinite(dw).all() else None
+
+
+def _shrunk(sums: np.ndarray) -> np.ndarray:
+    """Gᵀ dU G for each filter and channel of dU, the sum over sums (count, 36, ...), in float32 (..., 9)."""
+    places = sums.reshape(len(sums), _PLACES, -1)
+    taps = np.empty((places.shape[2], _TAPS * _TAPS), np.float32)
 
     def shrink(parts: Iterator[slice]) -> None:
         for part in parts:
             np.matmul(places[:, :, part].sum(axis=0).T, _GG, out=taps[part])
 
     parallel.share(shrink, parallel.split(len(taps), SMALL_PRODUCT // _GG.size))
-    return dw.astype(dy.dtype, copy=False) if np.isfinite(dw).all() else None
+    return taps
 
 
-def _filters(weight: np.ndarray, groups: int, flipped: bool) -> np.ndarray:
-    """The filters' transforms (36, groups, K / groups, C / groups)."""
+def _transform(weight: np.ndarray, groups: int, flipped: bool, transforms: np.ndarray) -> np.ndarray:
+    """The filters' transforms (36, groups, K / groups, C / groups), in memory (36, K * C / groups)."""
     k, c = weight.shape[:2]
     taps = weight.astype(np.float32, copy=False).reshape(k * c, -1)
     matrix = np.ascontiguousarray(_GG[:, ::-1]) if flipped else _GG
-    transforms = np.empty((_PLACES, k * c), np.float32)
 
     def work(parts: Iterator[slice]) -> None:
         for part in parts:
@@ -222,13 +233,8 @@ def _blocks(shape: Shape, channels: int) -> list[_Block]:
     tiles = max(1, min(_BLOCK_BYTES // (4 * _PLACES * channels), max(_LEAST_TILES, n * down * across // 4)))
     rows = max(1, min(tiles // across, down))
     images = max(1, min(tiles // (across * down), n))
-    return [_Block(some, part) for some in _evenly(n, images) for part in _evenly(down, rows)]
-
-
-def _evenly(count: int, step: int) -> list[slice]:
-    """range(count) in slices of at most `step`, of about one length."""
-    parts = max(1, -(-count // step))
-    return parallel.split(count, max(1, -(-count // parts)))
+    whole, parts = (parallel.split(count, parallel.evenly(count, most)) for count, most in ((n, images), (down, rows)))
+    return [_Block(some, part) for some in whole for part in parts]
 
 
 def _held(block: _Block, across: int, images: np.ndarray) -> tuple[int, int, int]:
@@ -247,19 +253,20 @@ def _spread(
     before: Pair,
     across: int,
     matrix: np.ndarray,
-    target: np.ndarray,
-    scratch: _Scratch,
+    name: str,
+    buffers: _Buffers,
 ) -> np.ndarray:
-    """matrix · d · matrixᵀ for each tile d of a block, in target (36, tiles, channels)."""
+    """matrix · d · matrixᵀ for each tile d of a block: (36, tiles, channels), in the buffer of this name."""
+    target = buffers.take(name, *_held(block, across, source))
     n, rows = block.size
     seen, channels = matrix.shape[1], source.shape[1]
     height, width, step = _TILE * (rows - 1) + seen, _TILE * (across - 1) + seen, n * channels
-    padded = scratch.take("first", height, width, n, channels)
+    padded = buffers.take("first", height, width, n, channels)
     _pad(source, block, before, padded)
-    columns = scratch.take("second", seen, height, across, step)
+    columns = buffers.take("second", seen, height, across, step)
     np.copyto(columns, _strided(padded, columns.shape, (step, width * step, _TILE * step, 1)))
     row = across * step
-    lines = scratch.take("third", _SIDE, height, row)
+    lines = buffers.take("third", _SIDE, height, row)
     _combine(matrix, columns.reshape(seen, -1), lines.reshape(_SIDE, -1))
     windows = _strided(lines, (_SIDE, rows, seen, row), (height * row, _TILE * row, row, 1))
     _combine(matrix, windows, target.reshape(_SIDE, _SIDE, rows, row).transpose(1, 2, 0, 3))
@@ -281,19 +288,19 @@ def _pad(source: np.ndarray, block: _Block, before: Pair, padded: np.ndarray) ->
 
 
 def _collect(
-    products: np.ndarray, y: np.ndarray, block: _Block, across: int, bias: np.ndarray | None, scratch: _Scratch
+    products: np.ndarray, y: np.ndarray, block: _Block, across: int, bias: np.ndarray | None, buffers: _Buffers
 ) -> bool:
     """Write the outputs of products (36, tiles, K) to a block of y; whether they are finite."""
     n, rows = block.size
     outputs = y.shape[1]
-    half = scratch.take("second", _SIDE, _TILE, rows * across * n * outputs)
+    half = buffers.take("second", _SIDE, _TILE, rows * across * n * outputs)
     _combine(_A_T, products.reshape(_SIDE, _SIDE, -1), half)
-    whole = scratch.take("third", _TILE, _TILE, rows, across, n * outputs)
+    whole = buffers.take("third", _TILE, _TILE, rows, across, n * outputs)
     _combine(_A_T, half.swapaxes(0, 1), whole.reshape(_TILE, _TILE, -1).swapaxes(0, 1))
     # A number that is not finite makes the sum so too.
     if not np.isfinite(whole.sum()):
         return False
-    pixels = scratch.take("first", rows, _TILE, across, _TILE, n * outputs)
+    pixels = buffers.take("first", rows, _TILE, across, _TILE, n * outputs)
     tiles = whole.transpose(2, 0, 3, 1, 4)
     if bias is None:
         np.copyto(pixels, tiles)
