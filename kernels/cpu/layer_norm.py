@@ -11,8 +11,8 @@ from .arithmetic import compute_dtype
 from .rows import dots, narrow_buffer, rows_of_a_piece
 from .scratch import scratch
 
-# With smaller ones, two threads wait for each other at every one of the short steps.
-PIECE_BYTES = 512 << 10
+# Longer than a core's own cache would have it: two threads wait for each other at every one of the short steps.
+PIECE_BYTES = 2 << 20
 # Rows that are added one after the other before their sums are: float32 loses a bit with each doubling.
 _MOST_IN_SEQUENCE = 256
 # Rows of up to so many elements are short, where there are more than so many in all; and the length of their operands.
@@ -139,7 +139,7 @@ def column_sums(values: np.ndarray) -> np.ndarray:
         return np.add.reduce(values, axis=0)
     whole = rows - rows % _MOST_IN_SEQUENCE
     sums = np.add.reduce(values[:whole].reshape(-1, _MOST_IN_SEQUENCE, columns), axis=1)
-    return column_sums(np.concatenate([sums, values[whole:]]))
+    return np.add.reduce(np.concatenate([sums, values[whole:]]), axis=0, dtype=np.float64)
 
 
 def widened(vector: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
