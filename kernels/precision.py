@@ -7,6 +7,9 @@ It concerns CUDA only: NumPy always computes in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 PRECISIONS = ("highest", "high")
 
 _precision = "highest"
@@ -29,3 +32,14 @@ def set_float32_matmul_precision(precision: str) -> None:
 def get_float32_matmul_precision() -> str:
     """What `set_float32_matmul_precision` chose: "highest" or "high"."""
     return _precision
+
+
+@contextmanager
+def using(precision: str) -> Iterator[None]:
+    """Within it `set_float32_matmul_precision(precision)` holds."""
+    before = _precision
+    set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        set_float32_matmul_precision(before)

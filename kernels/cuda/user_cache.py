@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 
+def folder() -> Path:
+    """Where this package keeps such files for its user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adjoint"
+
+
 def file(kind: str, *key: str) -> Path:
     """Where what `key` tells apart is kept, among the files of its kind."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    return folder / "adjoint" / kind / f"{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:40]}.json"
+    return folder() / kind / f"{hashlib.sha256(chr(0).join(key).encode()).hexdigest()[:40]}.json"
 
 
 def read(path: Path) -> dict[str, Any] | None:
