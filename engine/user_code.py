@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import linecache
 import os
 import sys
@@ -10,15 +9,9 @@ from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
 from typing import NamedTuple
 
-import numpy as np
-
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
-# Ours, and what lies between two calls of ours: decorators, and functions that hand arrays back to their methods.
-_OURS = (
-    *(os.path.join(_PACKAGE, folder, "") for folder in ("engine", "nn", "kernels")),
-    os.path.join(os.path.dirname(np.__file__), ""),
-    contextlib.__file__,
-)
+_OURS = tuple(os.path.join(_PACKAGE, folder, "") for folder in ("engine", "nn", "kernels"))
+_LIBRARIES = ("numpy", "cupy", "cupyx", "contextlib")  # between two calls of ours, or below them
 
 
 class Place(NamedTuple):
@@ -37,7 +30,7 @@ def calling_place(passing: CodeType | None = None) -> tuple[Place | None, bool]:
     """The innermost frame outside the package, and whether one that runs `passing` lies between it and here."""
     passed = False
     for frame in _frames():
-        if not _is_ours(frame.f_code):
+        if _is_users(frame):
             return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name), passed
         passed = passed or frame.f_code is passing
     return None, passed
@@ -47,7 +40,7 @@ def called_function() -> str:
     """The function of the package that the innermost frame outside it has called."""
     name = ""
     for frame in _frames():
-        if not _is_ours(frame.f_code):
+        if _is_users(frame):
             break
         name = frame.f_code.co_name
     return name
@@ -58,7 +51,7 @@ def raising_place(traceback: TracebackType | None) -> Place | None:
     place = None
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if not _is_ours(code):
+        if _is_users(traceback.tb_frame):
             place = Place(code.co_filename, traceback.tb_lineno, code.co_name)
         traceback = traceback.tb_next
     return place
@@ -72,5 +65,6 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _is_ours(code: CodeType) -> bool:
-    return code.co_filename.startswith(_OURS)
+def _is_users(frame: FrameType) -> bool:
+    library: str = frame.f_globals.get("__name__", "")
+    return not frame.f_code.co_filename.startswith(_OURS) and library.partition(".")[0] not in _LIBRARIES

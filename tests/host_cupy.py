@@ -20,6 +20,8 @@ import numpy as np
 from adjoint.kernels.cuda.launch import Kernel
 from cuda_on_host import HostLauncher
 
+__name__ = "cupy"  # in the lines that an error has passed, and as the module of the classes
+
 UNIT = 512  # bytes: what sizes in a pool are rounded to
 POISON = 0xFF  # not-a-number, and the index -1
 
@@ -234,7 +236,6 @@ class View:
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array of the device. `host` is its memory, which only this module may touch."""
 
-    __module__ = "cupy"
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, host: np.ndarray, data: Any, base: ndarray | None = None) -> None:
@@ -414,11 +415,42 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
 def asarray(value: Any, dtype: Any = None) -> ndarray:
     if isinstance(value, ndarray):
         return value if dtype is None or value.dtype == dtype else value.astype(dtype)
-    must_not_be_captured("copy from the host")
-    host = np.asarray(value, dtype)
+    host = np.array(value, dtype)
     result = empty(host.shape, host.dtype)
-    result.host[...] = host
+    if not host.ndim:
+        result.fill(host[()])
+        return result
+    # Through memory that serves others once the copy is done, also where the copy has only become part of a graph.
+    staged = _staging.allocator(host.nbytes).view(host.dtype).reshape(host.shape)
+    staged[...] = host
+    put = View(result)
+    queue(lambda: put.host().__setitem__(..., staged))
+    staged.reshape(-1).view(np.uint8).fill(POISON)
     return result
+
+
+class _Staging:
+    """Pinned memory of the host."""
+
+    def malloc(self, nbytes: int) -> np.ndarray:
+        return np.empty(nbytes, np.uint8)
+
+    def __init__(self) -> None:
+        self.allocator = self.malloc
+
+
+_staging = _Staging()
+
+
+def set_pinned_memory_allocator(allocator: Callable[[int], np.ndarray]) -> None:
+    _staging.allocator = allocator  # type: ignore[method-assign]
+
+
+def concatenate(arrays: Sequence[ndarray], axis: int = 0) -> ndarray:
+    """Many small arrays go into one kernel, which gets their addresses."""
+    if len(arrays) > 8:
+        asarray(np.array([array.host.ctypes.data for array in arrays]))
+    return compute(np.concatenate, (list(arrays),), {"axis": axis})
 
 
 def _full(shape: Any, value: Any, dtype: Any = None) -> ndarray:
@@ -477,15 +509,18 @@ class Module(ModuleType):
 
 
 def module() -> ModuleType:
-    cupy = Module("cupy")
-    cupy.ndarray, cupy.asarray, cupy.empty, cupy.full, cupy.empty_like = ndarray, asarray, empty, _full, _empty_like  # type: ignore[attr-defined]
-    cupy.zeros = lambda shape, dtype=float: _full(shape, 0, dtype)  # type: ignore[attr-defined]
-    cupy.ones = lambda shape, dtype=float: _full(shape, 1, dtype)  # type: ignore[attr-defined]
-    cupy.asnumpy = lambda array: array.get()  # type: ignore[attr-defined]
-    cupy.get_default_memory_pool = lambda: _default_pool  # type: ignore[attr-defined]
-    cupy.cuda = SimpleNamespace(  # type: ignore[attr-defined]
+    cupy: Any = Module("cupy")
+    cupy.ndarray, cupy.asarray, cupy.empty, cupy.full, cupy.empty_like = ndarray, asarray, empty, _full, _empty_like
+    cupy.zeros = lambda shape, dtype=float: _full(shape, 0, dtype)
+    cupy.ones = lambda shape, dtype=float: _full(shape, 1, dtype)
+    cupy.concatenate = concatenate
+    cupy.asnumpy = lambda array: array.get()
+    cupy.get_default_memory_pool = lambda: _default_pool
+    cupy.get_default_pinned_memory_pool = lambda: _staging
+    cupy.cuda = SimpleNamespace(
         Device=Device, Stream=Stream, Graph=Graph, Memory=Memory, MemoryPool=MemoryPool, MemoryPointer=MemoryPointer,
         UnownedMemory=UnownedMemory, using_allocator=using_allocator, get_current_stream=current,
+        set_pinned_memory_allocator=set_pinned_memory_allocator,
         runtime=SimpleNamespace(getDeviceCount=lambda: 1, getDevice=lambda: 0),
     )  # fmt: skip
     return cupy

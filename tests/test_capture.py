@@ -538,6 +538,44 @@ def state_of(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Any]:
     return found
 
 
+def test_copies_of_host_memory_that_only_cupy_knows_are_refused(device: str) -> None:
+    cupy = backend.cupy()
+
+    def copy(x: ad.Tensor) -> ad.Tensor:
+        return x + ad.Tensor(cupy.asarray(np.array([1.0, 2.0], np.float32)))
+
+    step = ad.cuda.capture(copy)
+    x = ad.ones(2, device=device)
+    step(x)
+    with pytest.raises(RuntimeError, match="cannot copy from host memory") as caught:
+        step(x)
+    (note,) = caught.value.__notes__
+    assert HERE in note and "in copy" in note
+    assert numbers(ad.Tensor(cupy.asarray(np.array([1.0, 2.0], np.float32)))) == [1, 2]
+
+
+def test_many_tensors_are_joined_in_a_graph(device: str) -> None:
+    def run(captured: bool) -> list[Any]:
+        w = parameter(device, 2.0)
+
+        def join(x: ad.Tensor) -> ad.Tensor:
+            parts = [x * w * i for i in range(70)]
+            w.grad = None
+            (ad.cat(parts) * ad.stack(parts, 1)[0]).sum().backward()
+            return ad.cat(parts)
+
+        step = ad.cuda.capture(join) if captured else join
+        return [(numbers(step(ad.tensor([float(i)], device=device))), numbers(w.grad)) for i in range(4)]
+
+    assert run(True) == run(False)
+
+
+def test_numbers_beside_bfloat16(device: str) -> None:
+    step = ad.cuda.capture(lambda x: (x * 1.5 + 2).float())
+    for i in range(4):
+        assert numbers(step(ad.tensor([float(i)], device=device).bfloat16())) == [1.5 * i + 2]
+
+
 def test_an_error_of_the_step_itself_reaches_the_user_and_changes_nothing(device: str) -> None:
     training = Training(device, OPTIMIZERS["NAdam"])
     schedule = optim.lr_scheduler.StepLR(training.optimizer, 1, 0.5)

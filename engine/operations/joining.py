@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import array_module, device_of, transfer
+from ..grad_mode import mode
 from ..operation import Operation
 from ..recorder import refuse
 from ..tensor import Tensor, as_array
@@ -18,13 +19,23 @@ from .index import Arrays
 from .indexing import Select, Take
 from .shape import broadcast_tensors, expand, reshape, sizes_of
 
+_MOST_AT_ONCE = 8  # for more arrays CuPy copies their addresses to the GPU, which no graph can do again
+
+
+def _concatenated(arrays: Sequence[Any], dim: int) -> Any:
+    module = array_module(arrays[0])
+    while mode.recorder is not None and len(arrays) > _MOST_AT_ONCE:
+        starts = range(0, len(arrays), _MOST_AT_ONCE)
+        arrays = [module.concatenate(arrays[start : start + _MOST_AT_ONCE], axis=dim) for start in starts]
+    return module.concatenate(arrays, axis=dim)
+
 
 class Cat(Operation):
     promotes = True
 
     def forward(ctx, *arrays: Any) -> Any:
         ctx.sizes = [x.shape[ctx.dim] for x in arrays]
-        return array_module(arrays[0]).concatenate(arrays, axis=ctx.dim)
+        return _concatenated(arrays, ctx.dim)
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = []
@@ -68,7 +79,7 @@ class Stack(Operation):
     promotes = True
 
     def forward(ctx, *arrays: Any) -> Any:
-        return array_module(arrays[0]).stack(arrays, axis=ctx.dim)
+        return _concatenated([np.expand_dims(x, ctx.dim) for x in arrays], ctx.dim)
 
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         before = [slice(None)] * ctx.dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -70,10 +71,20 @@ def capture(work: Callable[[], Any], memory: Memory) -> tuple[Any, Any]:
 
     from . import cublaslt
 
+    thread = threading.get_ident()
+    pinned = cupy.get_default_pinned_memory_pool().malloc
+
+    def staging(nbytes: int) -> Any:
+        # CuPy would put a copy into the graph, from host memory that serves others by the time of a replay.
+        if threading.get_ident() == thread:
+            raise RuntimeError("a CUDA graph cannot copy from host memory: make the array before the captured step")
+        return pinned(nbytes)
+
     device = cupy.cuda.Device()
     launch.launcher.free_cached_memory(device)  # the graph needs about as much as the step left in the common pool
     stream = cupy.cuda.Stream(non_blocking=True)
     collects = gc.isenabled()
+    cupy.cuda.set_pinned_memory_allocator(staging)
     gc.disable()  # the end of another graph, or of an event, is nothing to come across now
     try:
         with stream, memory.used():
@@ -86,6 +97,7 @@ def capture(work: Callable[[], Any], memory: Memory) -> tuple[Any, Any]:
                 raise
             return stream.end_capture(), result
     finally:
+        cupy.cuda.set_pinned_memory_allocator(pinned)
         cublaslt.release(device.id, stream.ptr)
         if collects:
             gc.enable()
