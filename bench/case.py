@@ -18,6 +18,17 @@ Step = Callable[[], Sequence[Any]]
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """A step that leaves more than it returns: `left` gives the rest, which a captured step need not hand out."""
+
+    run: Step
+    left: Step
+
+    def __call__(self) -> Sequence[Any]:
+        return self.run()
+
+
+@dataclass(frozen=True)
 class Timed:
     """An operation that is timed.
 

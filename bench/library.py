@@ -88,7 +88,7 @@ class Library:
         if not self.captures or self.device == "cpu":
             return step
         if self.name == "adjoint":
-            return self.module.cuda.capture(step)
+            return self.module.cuda.capture(lambda: step())
         cuda = self.module.cuda
         aside = cuda.Stream()
         aside.wait_stream(cuda.current_stream())

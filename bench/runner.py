@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .case import Case, Counted, Step, Timed
+from .case import Case, Counted, Leaving, Step, Timed
 from .ceilings import Ceilings
 from .library import Library
 from .timing import Plan, Sampler, Summary, measure_in_turn, relative_error, summary
@@ -144,10 +144,12 @@ def _sampler(case: Timed, library: Library) -> Sampler:
 def _outputs(case: Timed, library: Library, dtype: str) -> list[np.ndarray]:
     """The first results, in float64 on the CPU; of a captured step the first ones that a graph makes."""
     with library.precision(case.precision):
-        step = library.captured(case.make(library, dtype))
+        made = case.make(library, dtype)
+        step = library.captured(made)
         for _ in range(STEPS_BEFORE_A_REPLAY if case.captured else 0):
             step()
-        arrays = [library.array(output) for output in step()]
+        outputs = [*step(), *(made.left() if isinstance(made, Leaving) else ())]
+        arrays = [library.array(output) for output in outputs]
     library.release()
     return arrays
 

@@ -83,11 +83,17 @@ SMALL = (
 )
 
 
+def results(training, library):
+    """The loss, and the gradients of all parameters."""
+    step = training.step(library, "float64")
+    return [library.array(value) for value in (*step(), *step.left())]
+
+
 @pytest.mark.parametrize("training", SMALL, ids=lambda training: training.name)
 def test_loss_and_gradients_are_pytorchs(training: Training):
     pytest.importorskip("torch", reason="compares with PyTorch")
     peer = load_peer("torch", "cpu")
-    got, exact = ([of.array(value) for value in training.step(of, "float64")()] for of in (OURS, peer))
+    got, exact = (results(training, of) for of in (OURS, peer))
     assert got[0] == pytest.approx(exact[0], rel=1e-12)
     assert relative_error(got, exact) < 1e-8
 
@@ -97,7 +103,7 @@ def test_channels_last_changes_no_result():
     peer = load_peer("torch", "cpu")
     last = peer.variant("channels_last")
     training = Training("ResNet-18", networks.resnet18, 2, (3, 64, 64), 1000, 0)
-    got, exact = ([of.array(value) for value in training.step(of, "float64")()] for of in (last, peer))
+    got, exact = (results(training, of) for of in (last, peer))
     assert relative_error(got, exact) < 1e-8
     model = networks.with_weights(last, networks.resnet18(last), "float32")
     assert next(model.parameters()).is_contiguous(memory_format=last.module.channels_last)

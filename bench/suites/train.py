@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import networks
-from ..case import FORMATS, LAYOUTS, Counted, Goal, Step, Suite, Timed
+from ..case import FORMATS, LAYOUTS, Counted, Goal, Leaving, Step, Suite, Timed
 from ..library import Library
 
 
@@ -65,9 +65,9 @@ class Training:
             loss = library.functional.cross_entropy(logits, target)
             loss.backward()
             optimizer.step()
-            return (loss, *(parameter.grad for parameter in model.parameters()))
+            return (loss,)
 
-        return step
+        return Leaving(step, lambda: [parameter.grad for parameter in model.parameters()])
 
     def case(self, dtype: str = "float32", precision: str = "highest", captured: bool = False, **more: Any) -> Timed:
         """The step timed. Backward has twice the products of forward."""
