@@ -77,6 +77,9 @@ from .engine.operations.creation import (
     zeros,
     zeros_like,
 )
+from .engine.operations.einsum import (
+    einsum,
+)
 from .engine.operations.elementwise import (
     abs,
     acos,
@@ -153,7 +156,6 @@ from .engine.operations.linalg import (
     baddbmm,
     bmm,
     dot,
-    einsum,
     linear,
     matmul,
     mm,

@@ -18,6 +18,7 @@ MAKERS = {"array_module", "module_of", "cupy"}
 NUMPY_ONLY = {
     "ndarray",
     "broadcast_shapes",
+    "einsum_path",
     "errstate",
     "add.at",
     "add.reduceat",

@@ -17,15 +17,19 @@ def matmul(a: Shape, b: Shape, bias: Shape | None, activation: str | None) -> Sh
         shape: Shape = (a[0], b[1])
     else:
         shape = _product(a, b)
-    if bias is not None:
-        if min(len(a), len(b)) < 2:
-            raise ValueError(f"matmul: with a bias both arrays must have 2 dimensions or more, got shapes {a} and {b}")
-        if bias not in (shape[-1:], (shape[-2], 1)):
-            wanted = f"{shape[-1:]} or {(shape[-2], 1)}"
-            raise ValueError(f"matmul: for the result {shape} the bias must have the shape {wanted}, got {bias}")
+    if bias is not None and (bias != shape[-1:] or len(a) < 2 or len(b) < 2):
+        _check_other_bias(a, b, bias, shape)
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"matmul: activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     return shape
+
+
+def _check_other_bias(a: Shape, b: Shape, bias: Shape, shape: Shape) -> None:
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"matmul: with a bias both arrays must have 2 dimensions or more, got shapes {a} and {b}")
+    if bias != (shape[-2], 1):
+        wanted = f"{shape[-1:]} or {(shape[-2], 1)}"
+        raise ValueError(f"matmul: for the result {shape} the bias must have the shape {wanted}, got {bias}")
 
 
 def _product(a: Shape, b: Shape) -> Shape:
@@ -36,6 +40,8 @@ def _product(a: Shape, b: Shape) -> Shape:
         raise ValueError(
             f"matmul: shapes {a} and {b} do not fit: the first has {a[-1]} columns, the second {rows} rows"
         )
+    if len(a) > 1 and a[:-2] == b[:-2]:
+        return a[:-1] + b[-1:]
     return (*_broadcast(a, b), *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
 

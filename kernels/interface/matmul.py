@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..geometry.matmul import matmul as check
 from .checks import Array, check_arrays, side
 
@@ -17,6 +19,10 @@ def matmul(a: Array, b: Array, bias: Array | None = None, activation: str | None
     share the weight. Its gradients are `matmul(weight.T, dy)` for x, and for the weight the sum over N of
     `matmul(dy, x.transpose(0, 2, 1))`. None of them copies an operand.
     """
-    check_arrays("matmul", a=a, b=b, bias=bias)
+    # Small products are frequent: what all arrays have in common is seen faster here than `check_arrays` could.
+    dtype = a.dtype if type(a) is type(b) is np.ndarray else None
+    usual = dtype is not None and dtype is b.dtype and dtype.char in "fd"
+    if not usual or (bias is not None and not (type(bias) is np.ndarray and bias.dtype is dtype)):
+        check_arrays("matmul", a=a, b=b, bias=bias)
     check(a.shape, b.shape, None if bias is None else bias.shape, activation)
     return side(a).matmul(a, b, bias, activation)
