@@ -23,7 +23,7 @@ from .interface.activation import (
     prelu_grad,
 )
 from .interface.batch_norm import batch_norm, batch_norm_grad, batch_norm_inference
-from .interface.conv import conv, conv_input_grad, conv_weight_grad
+from .interface.conv import conv, conv_bias_grad, conv_input_grad, conv_weight_grad
 from .interface.dropout import dropout, dropout_grad
 from .interface.embedding import embedding, embedding_renorm, embedding_weight_grad
 from .interface.grad_norm import clamp_grads, clip_grad_norm, clip_grads, grad_norm
@@ -75,6 +75,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grads",
     "conv",
+    "conv_bias_grad",
     "conv_input_grad",
     "conv_weight_grad",
     "dropout",
@@ -91,9 +92,9 @@ __all__ = [
     "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
-    "matmul",
     "lp_pool",
     "lp_pool_input_grad",
+    "matmul",
     "max_pool",
     "max_pool_gather",
     "max_pool_indices",

@@ -20,10 +20,10 @@ import pytest
 
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda
-from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda import launch, sums
 from cuda_on_host import CudaOnHostError, HostLauncher, installed, needs_compiler
 
-SUM = launch.Kernel("conv_gemm.cu", "sum_partials<float>")
+SUM = launch.Kernel("sums.cu", "sum_partials<float>")
 
 
 class FakeDevice:
@@ -140,7 +140,7 @@ def test_a_launch_goes_to_the_arrays_device_with_every_argument(cupy):
 
 
 def test_each_variant_is_a_module_of_its_own_compiled_once_for_each_device(cupy):
-    other = launch.Kernel("conv_gemm.cu", "sum_partials<double>")
+    other = launch.Kernel("sums.cu", "sum_partials<double>")
     for kernel, device in [(SUM, 0), (SUM, 0), (other, 0), (SUM, 1), (SUM, 1)]:
         launch.launch(kernel, (1,), (32,), [FakeArray(device=device)])
     assert [m["name_expressions"] for m in cupy.modules] == [(SUM.name,), (other.name,), (SUM.name,)]
@@ -150,7 +150,7 @@ def test_each_variant_is_a_module_of_its_own_compiled_once_for_each_device(cupy)
 
 
 def test_the_text_holds_our_headers_because_the_cache_on_disk_knows_the_text_only(cupy):
-    launch.launch(SUM, (1,), (32,), [FakeArray()])
+    launch.launch(launch.Kernel("conv_direct.cu", "gather_direct<float>"), (1,), (32,), [FakeArray()])
     code = cupy.modules[0]["code"]
     assert '#include "' not in code
     assert code.count("struct AccumulatorOf {") == 1 and "struct Gather {" in code
@@ -165,7 +165,7 @@ def test_much_shared_memory_is_asked_for_once_for_each_device_and_larger_size(cu
 
 def test_a_kernel_that_does_not_compile_is_named_with_the_log(cupy):
     cupy.log = "error: identifier is undefined"
-    with pytest.raises(RuntimeError, match=r"(?s)sum_partials<float> \(conv_gemm.cu\).*is undefined"):
+    with pytest.raises(RuntimeError, match=r"(?s)sum_partials<float> \(sums.cu\).*is undefined"):
         launch.launch(SUM, (1,), (32,), [FakeArray()])
     cupy.log = 'could not open source file "cuda_fp16.h"'
     with pytest.raises(RuntimeError, match="pip install"):
@@ -216,7 +216,7 @@ def test_without_a_cache_folder_kernels_stay_in_memory_with_one_warning(cupy, nu
     cupy.disk_error = OSError(number, os.strerror(number), "/home/user/.cupy/kernel_cache/tmp1")
     with pytest.warns(RuntimeWarning, match=f"cannot keep compiled kernels in .*{os.strerror(number)}.*CUPY_CACHE_DIR"):
         launch.launch(SUM, (1,), (32,), [FakeArray()])
-    other = launch.Kernel("conv_gemm.cu", "sum_partials<double>")
+    other = launch.Kernel("sums.cu", "sum_partials<double>")
     launch.launch(other, (1,), (32,), [FakeArray()])  # no second warning: it would be an error here
     assert len(cupy.calls) == 2
 
@@ -353,7 +353,7 @@ def test_a_launch_on_a_gpu_uses_the_current_stream():
         partial = cupy.ones((5, 1000), cupy.float32)
         y = launch.empty((1000,), cupy.float32, partial)
         with cupy.cuda.Stream(non_blocking=True) as stream:
-            launch.launch(SUM, (4,), (256,), [partial, y, np.int32(5), np.int32(1000)])
+            sums.sum_partials(partial, y)
             stream.synchronize()
         assert (y == 5).all()
 

@@ -49,7 +49,7 @@ class Convolution(_Convolution):
         if need_weight:
             by_weight = ConvolutionWeightGrad.apply(grad, saved[0], weight_shape=ctx.weight_shape, **ctx.geometry())
         if need_bias:
-            by_bias = grad.sum((0, *range(2, grad.ndim)))
+            by_bias = ConvolutionBiasGrad.apply(grad)
         return by_x, by_weight, by_bias
 
 
@@ -109,3 +109,14 @@ class ConvolutionWeightGrad(_Convolution):
         if need_x:
             by_x = ConvolutionInputGrad.apply(saved[0], grad, input_shape=ctx.input_shape, **ctx.geometry())
         return by_dy, by_x
+
+
+class ConvolutionBiasGrad(Operation):
+    """The gradient of a convolution with respect to its bias (K,), from that of its result (N, K, *outputs)."""
+
+    def forward(ctx, dy: Any) -> Any:
+        ctx.shape = dy.shape
+        return kernels.conv_bias_grad(dy)
+
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.reshape(1, -1, *(1,) * (len(ctx.shape) - 2)).expand(ctx.shape)

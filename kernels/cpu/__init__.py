@@ -23,6 +23,7 @@ from .bias_activation import (
     prelu,
     prelu_grad,
 )
+from .channel_sums import conv_bias_grad
 from .conv import conv, conv_input_grad, conv_weight_grad
 from .dropout import dropout, dropout_grad
 from .embedding import embedding, embedding_renorm, embedding_weight_grad
@@ -65,6 +66,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grads",
     "conv",
+    "conv_bias_grad",
     "conv_input_grad",
     "conv_weight_grad",
     "dropout",
@@ -81,9 +83,9 @@ __all__ = [
     "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
-    "matmul",
     "lp_pool",
     "lp_pool_input_grad",
+    "matmul",
     "max_pool",
     "max_pool_gather",
     "max_pool_indices",

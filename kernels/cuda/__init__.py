@@ -38,6 +38,7 @@ from .pooling import (
 )
 from .softmax import log_softmax, log_softmax_input_grad, softmax, softmax_input_grad
 from .softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_scale
+from .sums import conv_bias_grad
 
 __all__ = [
     "activation",
@@ -63,6 +64,7 @@ __all__ = [
     "clip_grad_norm",
     "clip_grads",
     "conv",
+    "conv_bias_grad",
     "conv_input_grad",
     "conv_weight_grad",
     "dropout",
@@ -79,9 +81,9 @@ __all__ = [
     "layer_norm_grad",
     "log_softmax",
     "log_softmax_input_grad",
-    "matmul",
     "lp_pool",
     "lp_pool_input_grad",
+    "matmul",
     "max_pool",
     "max_pool_gather",
     "max_pool_indices",

@@ -10,11 +10,11 @@ import numpy as np
 
 from .. import geometry, precision
 from ..geometry import Pads, Sizes
-from . import conv_choice, depthwise, launch
+from . import autotune, conv_choice, depthwise, launch
 from .channels_last import channels_last
 from .conv_axes import THREADS, axes_split, before, check_sizes, struct_type, three
 from .conv_choice import WEIGHT_GRAD, Direct, Problem, TensorTile, Variant
-from .launch import Kernel, divide_up
+from .launch import divide_up
 from .sums import accumulator, sum_partials, sum_taps
 
 Array = Any
@@ -28,7 +28,7 @@ _LEAST_PART = 512
 _MOST_PART = 2**30
 _MOST_PARTIAL_BYTES = 64 * 2**20
 
-_PIECES = (16, 8, 4)  # bytes that can be copied at once
+_VECTOR_BYTES = 16
 _NEVER = 2**31 - 1  # positions until the next image, where all follow one another
 
 # The fields of the structs of the same names in src/conv.cuh and src/conv_mma_weight_grad.cu, in their order.
@@ -39,7 +39,7 @@ _AXES = (
 _WEIGHT_GRAD = struct_type("pixels part", f"splits groups rows channels {_AXES}")
 _WEIGHT_GRAD_MMA = struct_type(
     "pixels dy_image dy_group dy_row",
-    f"plane piece part splits groups rows channels width pitch {_AXES} step_image step_d step_h step_w",
+    f"plane part splits groups rows channels width pitch {_AXES} step_image step_d step_h step_w",
 )
 
 
@@ -92,7 +92,11 @@ def conv_weight_grad(
         "dilation": three(dilation),
         "first": [-before for before in before(padding)],
     }
-    _run(conv_choice.choose(problem), problem, dy, x, dw, fields)
+
+    def run(variant: Variant) -> None:
+        _run(variant, problem, dy, x, dw, fields)
+
+    run(autotune.choose(problem, fields, run, dw))
     return dw
 
 
@@ -118,15 +122,15 @@ def _on_tensor_cores(
     tile: TensorTile, problem: Problem, dy: Array, x: Array, dw: Array, fields: dict[str, Any]
 ) -> None:
     width = tile.padded(problem.channels, problem.c_type)
-    # Whole vectors in a row of partial sums.
-    pitch = divide_up(width * problem.taps, 4) * 4
+    # A row of partial sums takes them by twos.
+    pitch = divide_up(width * problem.taps, 2) * 2
     blocks = problem.groups * divide_up(problem.rows, tile.rows) * divide_up(pitch, tile.columns)
     parts = _Parts(problem.pixels, blocks, tile.threads, len(dw) * pitch, dw)
     if tile.piece == x.dtype.itemsize:
         x = launch.contiguous(x)
     else:
-        x = _with_channels_last(x, problem, width)
-    grads = _Grads.of(dy, problem)
+        x = _with_channels_last(x, problem, width, to_tf32=problem.c_type == "float" and not tile.strict)
+    grads = _Grads.of(dy, problem.rows)
     depth = 64 // dy.dtype.itemsize
     settings = launch.struct(
         _WEIGHT_GRAD_MMA,
@@ -174,34 +178,34 @@ class _Grads:
     fields: dict[str, int]
 
     @staticmethod
-    def of(dy: Array, problem: Problem) -> _Grads:
+    def of(dy: Array, rows: int) -> _Grads:
         images, filters = dy.shape[:2]
         plane = math.prod(dy.shape[2:])
-        for piece in _PIECES:
-            if plane * dy.dtype.itemsize % piece == 0 and launch.aligned(dy, piece):
-                image = filters * plane
-                return _Grads(dy, _strides(plane, piece, image, problem.rows * plane, plane))
-        # Planes of an odd number of halves begin in the middle of a word: a copy, filter by filter.
-        row = divide_up(images * plane, 8) * 8
+        vector = _VECTOR_BYTES // dy.dtype.itemsize
+        if plane % vector == 0 and launch.aligned(dy, _VECTOR_BYTES):
+            return _Grads(dy, _strides(plane, filters * plane, rows * plane, plane))
+        # Vectors would span two images: a copy, filter by filter, with zeros up to a whole vector.
+        row = divide_up(images * plane, vector) * vector
         copy = launch.empty((filters, row), dy.dtype, dy)
-        bits = copy.view(np.uint16)
-        by_filter = dy.view(np.uint16).reshape(images, filters, plane).transpose(1, 0, 2)
+        bits, given = (array.view(f"u{dy.dtype.itemsize}") for array in (copy, dy))
+        by_filter = given.reshape(images, filters, plane).transpose(1, 0, 2)
         bits[:, : images * plane].reshape(filters, images, plane)[...] = by_filter
         bits[:, images * plane :] = 0
-        return _Grads(copy, _strides(_NEVER, 16, _NEVER, problem.rows * row, row))
+        return _Grads(copy, _strides(_NEVER, _NEVER, rows * row, row))
 
 
-def _strides(plane: int, piece: int, image: int, group: int, row: int) -> dict[str, int]:
-    return {"plane": plane, "piece": piece, "dy_image": image, "dy_group": group, "dy_row": row}
+def _strides(plane: int, image: int, group: int, row: int) -> dict[str, int]:
+    return {"plane": plane, "dy_image": image, "dy_group": group, "dy_row": row}
 
 
-def _with_channels_last(x: Array, problem: Problem, width: int) -> Array:
+def _with_channels_last(x: Array, problem: Problem, width: int, to_tf32: bool) -> Array:
     """x as (images * groups, places, width), which it may be already."""
     last = x.transpose(0, *range(2, x.ndim), 1)
-    if problem.groups == 1 and width == problem.channels and last.flags.c_contiguous and launch.aligned(x, 16):
+    is_last = last.flags.c_contiguous and problem.groups == 1 and width == problem.channels
+    if is_last and not to_tf32 and launch.aligned(x, _VECTOR_BYTES):
         return last
     images = x.shape[0] * problem.groups
-    return channels_last(launch.contiguous(x), images, problem.channels, problem.places, width, to_tf32=False)
+    return channels_last(launch.contiguous(x), images, problem.channels, problem.places, width, to_tf32)
 
 
 def _digits(number: int, out: Sizes) -> Sizes:

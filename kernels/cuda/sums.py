@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import launch
+from .conv_axes import check_sizes
 from .launch import FLOAT_TYPES, Kernel, divide_up
 
 Array = Any
@@ -48,7 +49,7 @@ def sum_partials(partial: Array, results: Array) -> None:
 
 
 def sum_taps(partial: Array, results: Array, rows: int, pitch: int, width: int) -> None:
-    """Add partial sums (parts, rows, pitch) of filters (rows, channels, *taps), whose taps are runs of `width` columns."""
+    """Add partial sums (parts, rows, pitch) of filters (rows, channels, *taps), each tap a run of `width` columns."""
     channels, taps = results.shape[1], math.prod(results.shape[2:])
     _sum(partial, results, rows=rows, pitch=pitch, width=width, channels=channels, taps=taps)
 
@@ -64,6 +65,7 @@ def _sum(partial: Array, results: Array, rows: int, pitch: int, **fields: int) -
 
 def conv_bias_grad(dy: Array) -> Array:
     images, channels, plane = dy.shape[0], dy.shape[1], math.prod(dy.shape[2:])
+    check_sizes("conv_bias_grad", (), dy.shape)
     sums = launch.empty((channels,), dy.dtype, dy)
     if dy.size == 0:
         sums.fill(0)

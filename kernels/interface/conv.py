@@ -78,6 +78,14 @@ def conv_weight_grad(
     return side(dy).conv_weight_grad(dy[:, :, None], x[:, :, None], shape, *settings, groups)[:, :, 0]
 
 
+def conv_bias_grad(dy: Array) -> Array:
+    """The gradient of `conv` with respect to bias: the sums (K,) of dy (N, K, *outputs) over all but its channels."""
+    check_arrays("conv_bias_grad", dy=dy)
+    if dy.ndim < 2:
+        raise ValueError(f"conv_bias_grad: the gradient must have the shape (N, K, *outputs), got {dy.shape}")
+    return side(dy).conv_bias_grad(dy)
+
+
 def _as_images(stride: Sizes, padding: Pads, dilation: Sizes) -> tuple[Sizes, Pads, Sizes]:
     """The settings of one axis for images of height 1."""
     return (1, *stride), ((0, 0), *padding), (1, *dilation)

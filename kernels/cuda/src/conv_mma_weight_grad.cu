@@ -1,5 +1,5 @@
-// The weight gradient on tensor cores: for each group a matrix product, filters x (tap, channel), whose reduction runs over
-// the positions (n, o, p, q) of the result.
+// The weight gradient on tensor cores: for each group a matrix product, filters x (tap, channel), whose reduction runs
+// over the positions (n, o, p, q) of the result.
 //
 // The left matrix is dy as it lies, neighbouring positions one after the other. The right one is gathered from images with
 // their channels last, so that the channels of a tap are one run, or, float by float, from images as they lie. Copies of
@@ -22,8 +22,7 @@ constexpr int kPromoted = 64;    // steps of the reduction after which sums of s
 struct WeightGradMma {
     int64 pixels;                      // as of WeightGrad
     int64 dy_image, dy_group, dy_row;  // how far apart the elements of neighbours lie in dy
-    int32 plane;                       // positions of an image of dy
-    int32 piece;                       // bytes that can be copied at once from dy: 16, 8 or 4
+    int32 plane;                       // positions of an image of dy that follow one another: whole vectors of 16 bytes
     int32 part;
     int32 splits, groups, rows, channels;
     int32 width;  // channels of x, with those that fill up a copy
@@ -34,10 +33,11 @@ struct WeightGradMma {
     int32 step_image, step_d, step_h, step_w;  // kDepth positions
 };
 
-// What the first tap sees at a position: its place in an image, and its offset from the array's start.
-struct alignas(16) Seen {
-    int32 d, h, w, unused;
-    int64 offset;
+// What the first tap sees at a position: a place in an image, which may lie outside, and that place's number.
+template <class T> struct alignas(16) Seen {
+    int32 d, h, w;
+    uint32 offset;  // of elements; together with that of a tap that exists it is no longer negative
+    const T* image;
 };
 
 constexpr int32 kOutside = -(1 << 30);  // for every tap; twice this is a number too
@@ -45,11 +45,13 @@ constexpr int32 kOutside = -(1 << 30);  // for every tap; twice this is a number
 template <class T_, int Rows, int Columns, int WarpRows, int WarpColumns, int Bytes, bool Strict_> struct MmaTile {
     using T = T_;
     static constexpr bool kStrict = Strict_;
+    static constexpr int kColumns = Columns;
     static constexpr bool kHalves = sizeof(T) == 2, kPlanes = Bytes == sizeof(T);  // planes: images as they lie
+    static constexpr bool kRounds = kPlanes && !kStrict;  // copies with channels last are rounded to tf32 already
     static constexpr int kTilesDown = WarpRows / 16, kTilesAcross = WarpColumns / 8;
     static constexpr int kWarpsAcross = Columns / WarpColumns;
     static constexpr int kThreads = Rows / WarpRows * kWarpsAcross * kWarpSize;
-    static constexpr int kBlocks = Strict_ ? 1 : 512 / kThreads;  // of a multiprocessor, at least
+    static constexpr int kBlocks = 512 / kThreads;  // of a multiprocessor, at least
     static constexpr int kPerChunk = kChunk / sizeof(T);
     static constexpr int kDepth = kChunksDeep * kPerChunk;
     static constexpr int kLeft = Rows * kDepth, kStage = kLeft + kDepth * Columns;  // elements
@@ -57,25 +59,27 @@ template <class T_, int Rows, int Columns, int WarpRows, int WarpColumns, int By
     static constexpr int kCopiesAcross = Columns * int(sizeof(T)) / Bytes;
     static constexpr int kPositionsAtOnce = kThreads / kCopiesAcross;
     static_assert(Rows % kRowsAtOnce == 0 && kDepth % kPositionsAtOnce == 0, "whole copies");
-    static_assert(WarpColumns == 32, "of floats, four tiles are read at once");
+    static_assert(kRowsAtOnce % 8 == 0 && (kPositionsAtOnce & kPositionsAtOnce - 1) == 0, "whole runs of rows");
+    static_assert(WarpColumns == 32, "a lane finds the columns of its tiles from the first");
 
     // Chunks change places within their row so that what lanes read together lies in different banks: of the left tile
-    // 8 rows at one depth; of the right tile 8 depths (halves), or 4 depths of chunks 4 apart (floats).
-    __device__ static int left(int row, int chunk) { return row * kDepth + (chunk ^ row / 2 % kChunksDeep) * kPerChunk; }
-    __device__ static int right(int depth, int chunk) {
-        return kLeft + depth * Columns + (chunk ^ depth % (kHalves ? 8 : 4)) * kPerChunk;
+    // 8 rows at one depth; of the right tile 8 depths (halves), or 8 columns at 4 depths (floats). From one place others in
+    // the same row, whose numbers have other bits set that were 0, and in rows by whole runs further on: `other_chunk`.
+    static constexpr int kLeftRun = 8, kRightRun = kHalves ? 8 : 4;
+    __device__ static int left(int row, int chunk) {
+        return row * kDepth + (chunk ^ row % kLeftRun / 2) * kPerChunk;
     }
+    __device__ static constexpr int right_shift(int depth) { return depth % kRightRun * (kHalves ? 1 : 2); }
+    __device__ static int right(int depth, int chunk) {
+        return kLeft + depth * Columns + (chunk ^ right_shift(depth)) * kPerChunk;
+    }
+    __device__ static int other_chunk(int place, int difference) { return place ^ difference * kPerChunk; }
 };
 
-// A float becomes what tensor cores take: the nearest tf32, or its first bits, whose rest is exact, as they read it.
-template <bool Strict> __device__ inline void as_tf32(uint32& value, uint32& rest) {
-    const float x = __uint_as_float(value);
-    if constexpr (Strict) {
-        value &= 0xffffe000u;
-        rest = __float_as_uint(x - __uint_as_float(value)) + 0x1000u;  // rounds; what is behind is ignored
-    } else {
-        value = round_to_tf32(x);
-    }
+// What tf32 leaves of a float, whose last 13 bits tensor cores ignore. Cut off, not rounded: the rest is exact, and no
+// finite float becomes infinite.
+__device__ inline uint32 rest_of(uint32 bits) {
+    return __float_as_uint(__uint_as_float(bits) - __uint_as_float(bits & 0xffffe000u));
 }
 
 template <class T> __device__ inline void multiply(float (&sum)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
@@ -106,44 +110,55 @@ template <class Tile> struct Sums {
     }
 };
 
-// Adds the products of one stage, of which this warp takes the rows and columns from `row` and `column` on. Of floats, column
-// c of tile j is column 4 * chunk_of(c) + j of the warp's: four tiles are then read at once.
-__device__ inline int chunk_of(int column) { return column / 2 + column % 2 * 4; }
+// Where a lane reads what a warp multiplies, of which `row` and `column` are the first.
+template <class Tile> struct Places {
+    int left, right;
 
+    __device__ Places(int row, int column) {
+        const int lane = threadIdx.x % kWarpSize;
+        left = Tile::left(row + lane % 16, lane / 16);
+        right = Tile::kHalves ? Tile::right(lane % 16, column / Tile::kPerChunk + lane / 16)
+                              : Tile::right(lane % 4, column / Tile::kPerChunk + lane / 16) + lane / 4 % 4;
+    }
+};
+
+// Adds the products of one stage.
 template <class Tile>
-__device__ inline void add_stage(const typename Tile::T* stage, int row, int column, Sums<Tile>& sums) {
+__device__ inline void add_stage(const typename Tile::T* stage, const Places<Tile>& places, Sums<Tile>& sums) {
     using T = typename Tile::T;
-    const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
     for (int k = 0; k < kChunksDeep; k += kChunksOfMma) {
-        const int depth = k * Tile::kPerChunk;
+        const int rows = k * Tile::kPerChunk * Tile::kColumns;
         uint32 b[Tile::kTilesAcross][2], b_rest[Tile::kTilesAcross][2];
         if constexpr (Tile::kHalves) {
 #pragma unroll
             for (int j = 0; j < Tile::kTilesAcross; j += 2) {
                 uint32 both[4];
-                ldmatrix_x4_trans(both, stage + Tile::right(depth + lane % 16, column / 8 + j + lane / 16));
+                ldmatrix_x4_trans(both, stage + rows + Tile::other_chunk(places.right, j));
                 b[j][0] = both[0], b[j][1] = both[1], b[j + 1][0] = both[2], b[j + 1][1] = both[3];
             }
         } else {
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const T* const from = stage + Tile::right(depth + 4 * i + lane % 4, column / 4 + chunk_of(lane / 4));
-                const auto pack = *reinterpret_cast<const Pack<uint32, 4>*>(from);
+            for (int j = 0; j < Tile::kTilesAcross; ++j) {
+                const T* const from = stage + rows + Tile::other_chunk(places.right, 2 * j);
 #pragma unroll
-                for (int j = 0; j < Tile::kTilesAcross; ++j) {
-                    b[j][i] = pack.value[j];
-                    as_tf32<Tile::kStrict>(b[j][i], b_rest[j][i]);
+                for (int r = 0; r < 2; ++r) {
+                    const float value = from[4 * r * Tile::kColumns];
+                    b[j][r] = Tile::kRounds ? round_to_tf32(value) : __float_as_uint(value);
+                    if constexpr (Tile::kStrict) b_rest[j][r] = rest_of(b[j][r]);
                 }
             }
         }
 #pragma unroll
         for (int i = 0; i < Tile::kTilesDown; ++i) {
             uint32 a[4], a_rest[4];
-            ldmatrix_x4(a, stage + Tile::left(row + 16 * i + lane % 16, k + lane / 16));
+            ldmatrix_x4(a, stage + 16 * i * Tile::kDepth + Tile::other_chunk(places.left, k));
             if constexpr (!Tile::kHalves) {
 #pragma unroll
-                for (int r = 0; r < 4; ++r) as_tf32<Tile::kStrict>(a[r], a_rest[r]);
+                for (int r = 0; r < 4; ++r) {
+                    if constexpr (Tile::kStrict) a_rest[r] = rest_of(a[r]);
+                    else a[r] = round_to_tf32(__uint_as_float(a[r]));
+                }
             }
             if constexpr (Tile::kStrict) {  // the small products first; those of one sum are not neighbours
 #pragma unroll
@@ -157,35 +172,20 @@ __device__ inline void add_stage(const typename Tile::T* stage, int row, int col
     }
 }
 
-// Copies 16 bytes of a row of dy in pieces, each of which lies in one image. `left`: positions to the end of the part.
-template <int Bytes, class T>
-__device__ inline void copy_pieces(T* to, const T* from, int32 at, int32 left, const WeightGradMma& g, bool exists) {
-    constexpr int kPositions = Bytes / sizeof(T);
-#pragma unroll
-    for (int j = 0; j < kChunk / Bytes; ++j) {
-        cp_async<Bytes>(to + j * kPositions, from, exists && j * kPositions < left);
-        from += kPositions;
-        for (at += kPositions; at >= g.plane; at -= g.plane) from += g.dy_image - g.plane;
-    }
-}
-
-// N sums of neighbouring columns to where they belong. Columns are (channel, tap) where images lie in planes, else
+// Two sums of neighbouring columns to where they belong. Columns are (channel, tap) where images lie in planes, else
 // (tap, channel).
-template <bool Planes, int N, class T>
-__device__ inline void write(const float (&sums)[N], int32 row, int32 column, T* dw, float* partial, const WeightGradMma& g) {
+template <bool Planes, class T>
+__device__ inline void write(const float (&sums)[2], int32 row, int32 column, T* dw, float* partial, const WeightGradMma& g) {
     if (g.splits > 1) {
         if (column >= g.pitch) return;
-        Pack<float, N> pack;
-#pragma unroll
-        for (int i = 0; i < N; ++i) pack.value[i] = sums[i];
-        *reinterpret_cast<Pack<float, N>*>(partial + int64(row) * g.pitch + column) = pack;
+        *reinterpret_cast<Pack<float, 2>*>(partial + int64(row) * g.pitch + column) = {sums[0], sums[1]};
         return;
     }
     const int32 taps = g.taps_d * g.taps_h * g.taps_w;
     T* const of_row = dw + int64(row) * g.channels * taps;
     int32 tap = Planes ? 0 : column / g.width, channel = Planes ? 0 : column % g.width;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
+    for (int i = 0; i < 2; ++i) {
         if (Planes) {
             if (column + i < g.channels * taps) of_row[column + i] = narrow<T>(sums[i]);
             continue;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
     constexpr int kDepth = Tile::kDepth;
     DYNAMIC_SHARED(memory);
     T* const stages = reinterpret_cast<T*>(memory);
-    __shared__ Seen seen[2][kDepth];
+    __shared__ Seen<T> seen[2][kDepth];
 
     const int32 taps = g.taps_d * g.taps_h * g.taps_w;
     const Digits tile = Digits::of(int32(blockIdx.x), divide_up(g.rows, Rows), divide_up(taps * g.width, Columns));
@@ -217,6 +217,7 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
 
     // The left tile: this thread copies one chunk of every kRowsAtOnce-th row.
     const int32 left_chunk = threadIdx.x % kChunksDeep, left_row = threadIdx.x / kChunksDeep;
+    const int32 to_left = Tile::left(left_row, left_chunk), rows_left = g.rows - first_row - left_row;
     const int64 left_image = (begin + left_chunk * Tile::kPerChunk) / g.plane;
     int32 at = int32(begin + left_chunk * Tile::kPerChunk - left_image * g.plane);
     const T* of_left = dy + group * g.dy_group + (first_row + left_row) * g.dy_row + left_image * g.dy_image + at;
@@ -224,6 +225,8 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
     // The right tile: one copy, of always the same tap and channels, at every kPositionsAtOnce-th position.
     constexpr int kChannels = Bytes / sizeof(T);
     const int32 copy = threadIdx.x % Tile::kCopiesAcross, right_row = threadIdx.x / Tile::kCopiesAcross;
+    const int32 to_right =
+        Tile::right(right_row, copy * Bytes / kChunk) + copy % (kChunk / Bytes) * kChannels;
     const int32 column = first_column + copy * kChannels;
     const bool in_columns = column < taps * g.width;
     const int32 channel = Tile::kPlanes ? column / taps : column % g.width;
@@ -231,47 +234,45 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
     const Digits tap = Digits::of(in_columns ? tap_number : 0, g.taps_h, g.taps_w);
     const int32 tap_d = in_columns ? tap.high * g.dilation_d : kOutside;
     const int32 tap_h = tap.middle * g.dilation_h, tap_w = tap.low * g.dilation_w;
-    const int64 tap_place = (int64(tap.high * g.dilation_d) * g.source_h + tap_h) * g.source_w + tap_w;
-    const int64 source_size = int64(g.source_d) * g.source_h * g.source_w;
-    const int32 apart = Tile::kPlanes ? 1 : g.width;  // neighbouring places
-    const T* const of_right = x + tap_place * apart + channel * (Tile::kPlanes ? source_size : 1);
+    const uint32 apart = Tile::kPlanes ? 1 : g.width;  // neighbouring places
+    const uint32 source_size = uint32(g.source_d) * g.source_h * g.source_w;
+    const auto place_of = [&](int32 d, int32 h, int32 w) {
+        return ((uint32(d) * g.source_h + h) * g.source_w + w) * apart;
+    };
+    const uint32 tap_offset =
+        place_of(tap.high * g.dilation_d, tap_h, tap_w) + channel * (Tile::kPlanes ? source_size : 1);
 
     Position position = Position::of(begin + threadIdx.x, g);
     const auto look_up = [&](int32 number) {
         if (threadIdx.x >= kDepth) return;
-        Seen next = {kOutside, 0, 0, 0, 0};
+        Seen<T> next = {kOutside, 0, 0, 0, x};
         if (number * kDepth + int32(threadIdx.x) < count) {
             next.d = position.d * g.stride_d + g.first_d;
             next.h = position.h * g.stride_h + g.first_h;
             next.w = position.w * g.stride_w + g.first_w;
-            const int64 place = (int64(next.d) * g.source_h + next.h) * g.source_w + next.w;
-            next.offset = (int64(position.image) * g.groups + group) * source_size * g.width + place * apart;
+            next.offset = place_of(next.d, next.h, next.w);
+            next.image = x + (int64(position.image) * g.groups + group) * (source_size * g.width);
         }
         seen[number % 2][threadIdx.x] = next;
         position.add({g.step_image, g.step_d, g.step_h, g.step_w}, g);
     };
     const auto fetch = [&](int32 number) {
         if (number >= steps) return;
-        const int32 left = count - number * kDepth - left_chunk * Tile::kPerChunk;
         T* const stage = stages + number % kStages * Tile::kStage;
+        const bool in_part = number * kDepth + left_chunk * Tile::kPerChunk < count;
 #pragma unroll
-        for (int i = 0; i < Rows; i += Tile::kRowsAtOnce) {
-            T* const to = stage + Tile::left(left_row + i, left_chunk);
-            const T* const from = of_left + i * g.dy_row;
-            const bool exists = first_row + left_row + i < g.rows;
-            if (g.piece == 16) cp_async<16>(to, from, exists && left > 0);
-            else if (g.piece == 8) copy_pieces<8>(to, from, at, left, g, exists);
-            else copy_pieces<4>(to, from, at, left, g, exists);
-        }
+        for (int i = 0; i < Rows; i += Tile::kRowsAtOnce)
+            cp_async<kChunk>(stage + to_left + i * kDepth, of_left + i * g.dy_row, in_part && i < rows_left);
         of_left += kDepth;
         for (at += kDepth; at >= g.plane; at -= g.plane) of_left += g.dy_image - g.plane;
 #pragma unroll
         for (int i = 0; i < kDepth; i += Tile::kPositionsAtOnce) {
-            const Seen here = seen[number % 2][right_row + i];
+            const Seen<T> here = seen[number % 2][right_row + i];
             const bool exists = uint32(here.d + tap_d) < uint32(g.source_d) &&
                                 inside(here.h + tap_h, here.w + tap_w, g.source_h, g.source_w);
-            const int chunk = copy * Bytes / kChunk, rest = copy % (kChunk / Bytes) * kChannels;
-            cp_async<Bytes>(stage + Tile::right(right_row + i, chunk) + rest, of_right + here.offset, exists);
+            const T* const from = here.image + int32(here.offset + tap_offset);
+            T* const to = stage + Tile::other_chunk(to_right, Tile::right_shift(i)) + i * Columns;
+            cp_async<Bytes>(to, exists ? from : x, exists);
         }
     };
 
@@ -288,6 +289,7 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
     const int32 warp = threadIdx.x / kWarpSize;
     const int32 warp_row = warp / Tile::kWarpsAcross * WarpRows;
     const int32 warp_column = warp % Tile::kWarpsAcross * WarpColumns;
+    const Places<Tile> places(warp_row, warp_column);
     Sums<Tile> sums, total;
     sums.clear();
     if constexpr (Strict) total.clear();
@@ -298,7 +300,7 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
         fetch(number + kStages - 1);
         cp_async_commit();
         look_up(number + kStages);
-        add_stage(stages + number % kStages * Tile::kStage, warp_row, warp_column, sums);
+        add_stage(stages + number % kStages * Tile::kStage, places, sums);
         if constexpr (Strict) {
             if ((number + 1) % (kPromoted / kDepth) == 0) {
                 total.add(sums);
@@ -317,20 +319,11 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
         for (int half = 0; half < 2; ++half) {
             const int32 row = first_row + warp_row + 16 * i + 8 * half + quad;
             if (row >= g.rows) continue;
-            if constexpr (Tile::kHalves) {
 #pragma unroll
-                for (int j = 0; j < Tile::kTilesAcross; ++j) {
-                    const float run[2] = {sums.of[i][j][2 * half], sums.of[i][j][2 * half + 1]};
-                    write<false>(run, row, first_column + warp_column + 8 * j + 2 * within, of_group, of_part, g);
-                }
-            } else {
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const float run[4] = {sums.of[i][0][2 * half + e], sums.of[i][1][2 * half + e],
-                                          sums.of[i][2][2 * half + e], sums.of[i][3][2 * half + e]};
-                    const int32 first = first_column + warp_column + 4 * chunk_of(2 * within + e);
-                    write<Tile::kPlanes>(run, row, first, of_group, of_part, g);
-                }
+            for (int j = 0; j < Tile::kTilesAcross; ++j) {
+                const float pair[2] = {sums.of[i][j][2 * half], sums.of[i][j][2 * half + 1]};
+                const int32 first = first_column + warp_column + 8 * j + 2 * within;
+                write<Tile::kPlanes>(pair, row, first, of_group, of_part, g);
             }
         }
     }
