@@ -9,10 +9,13 @@ has to be put back unless an error ends a capture, before which nothing has run 
 from __future__ import annotations
 
 import functools
+import warnings
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from types import MethodType
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from ..kernels.precision import get_float32_matmul_precision
 from .backend import CPU, Device, default_device, module_of, on_device
@@ -25,7 +28,7 @@ from .user_code import raising_place
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_MOST_WAITING = 8  # kinds of call with the same arguments that have come once
+_MOST_WAITING = 64  # kinds of call that have come once
 
 
 class CapturedStep(Generic[P, R]):
@@ -38,6 +41,8 @@ class CapturedStep(Generic[P, R]):
             raise TypeError("capture: this step is captured already")
         self._step = step
         self._runs: dict[Any, list[_Run]] = {}
+        self._waiting: deque[tuple[Any, _Run]] = deque()  # those without a graph, some of which may have one by now
+        self._has_warned = False
         functools.update_wrapper(self, step)
 
     @property
@@ -64,7 +69,8 @@ class CapturedStep(Generic[P, R]):
             mode.captured = None
 
     def _on_gpu(self, arguments: _Arguments) -> Any:
-        runs = self._runs.setdefault((arguments.key, _surroundings()), [])
+        key = arguments.key, _surroundings()
+        runs = self._runs.setdefault(key, [])
         runs[:] = [run for run in runs if not run.recorder.is_outdated()]
         run = next((run for run in runs if run.recorder.holds()), None)
         if run is not None and run.graph is not None:
@@ -76,19 +82,37 @@ class CapturedStep(Generic[P, R]):
                     graph = _Graph(self._step, arguments)
                     runs.append(_Run(graph.recorder, graph))
                     return graph.first(arguments)
-        return self._plain(runs, arguments)
+        return self._plain(key, runs, arguments)
 
-    def _plain(self, runs: list[_Run], arguments: _Arguments) -> Any:
+    def _plain(self, key: Any, runs: list[_Run], arguments: _Arguments) -> Any:
         """Run the step as it is, and remember what kind of call it was."""
         with Recorder() as recorder:
             args, kwargs = arguments.value
             result = _detached(self._step(*args, **kwargs))
         recorder.settle()
         runs.append(_Run(recorder, None))
-        waiting = [run for run in runs if run.graph is None]
-        if len(waiting) > _MOST_WAITING:
-            runs.remove(waiting[0])
+        self._waiting.append((key, runs[-1]))
+        if len(self._waiting) > _MOST_WAITING:
+            self._forget(*self._waiting.popleft())
         return result
+
+    def _forget(self, key: Any, run: _Run) -> None:
+        """Let go of a call that came once, so that calls which never repeat do not fill the memory."""
+        runs = self._runs.get(key, [])
+        if run not in runs:
+            return
+        runs.remove(run)
+        if not runs:
+            del self._runs[key]
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"capture: {getattr(self, '__name__', 'step')} was called in more than {_MOST_WAITING} ways that came "
+                "only once: other shapes or other values. Such calls run as they are; a number that changes from call "
+                "to call should be a tensor",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else MethodType(self, instance)
@@ -108,7 +132,8 @@ def capture(step: Callable[P, R]) -> CapturedStep[P, R]:
     return CapturedStep(step)
 
 
-class _Run(NamedTuple):
+@dataclass(eq=False)
+class _Run:
     """One kind of call: what it looked at on the host, and its graph once there is one."""
 
     recorder: Recorder

@@ -72,11 +72,12 @@ class Recorder(Watcher):
     def __init__(self, memory: Any = None) -> None:
         self.memory = memory
         self.ran_on_cpu = self.ran_on_gpu = False
-        self.conditions: list[Callable[[], bool]] = []
+        self.conditions: list[Callable[[], bool]] = []  # for the graph to apply now
+        self.bonds: list[Callable[[], bool]] = []  # for it ever to apply again
         self.actions: list[Callable[[], None]] = []  # of the host, in the order of the step, before each replay
         self.changed: list[list[int]] = []  # version counts that go up with each replay
         self._fields: dict[tuple[int, str], Field] = {}
-        self._arrays: dict[int, tuple[weakref.ref[Any], Any, bool]] = {}
+        self._arrays: dict[int, tuple[weakref.ref[Any], Any, bool | None]] = {}
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Recorder:
@@ -168,7 +169,8 @@ class Recorder(Watcher):
         for tensor in inputs:
             array = getattr(tensor, "_data", None)
             if array is not None and id(tensor) not in self._arrays and not self.memory.holds(array):
-                self._arrays[id(tensor)] = weakref.ref(tensor), array, tensor._edge is not None
+                is_set = (id(tensor), "requires_grad") in self._fields  # by the step itself
+                self._arrays[id(tensor)] = weakref.ref(tensor), array, None if is_set else tensor._edge is not None
 
     # ---- afterwards
 
@@ -179,15 +181,17 @@ class Recorder(Watcher):
             field.settle(self.capturing)
 
     def is_outdated(self) -> bool:
-        """Whether a tensor that the graph reads has another array by now, which it will never find."""
+        """Whether a tensor or an optimizer has other arrays by now, which the graph will never find."""
         known = ((reference(), array) for reference, array, _ in self._arrays.values())
-        return any(tensor is not None and tensor._data is not array for tensor, array in known)
+        if any(tensor is not None and tensor._data is not array for tensor, array in known):
+            return True
+        return not all(holds() for holds in self.bonds)
 
     def holds(self) -> bool:
         """Whether the step would do on the host what it did."""
         for reference, _, has_edge in self._arrays.values():
             tensor = reference()
-            if tensor is not None and (tensor._edge is not None) != has_edge:
+            if tensor is not None and has_edge is not None and (tensor._edge is not None) != has_edge:
                 return False
         return all(field.holds() for field in self._fields.values()) and all(holds() for holds in self.conditions)
 

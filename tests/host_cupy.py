@@ -12,6 +12,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -369,10 +370,11 @@ def on_host_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def wrap(result: Any, function: Any, args: Any, options: dict[str, Any], pick: Callable[[Any], Any]) -> Any:
     if isinstance(result, tuple | list):
-        parts = (
-            wrap(part, function, args, options, lambda found, i=i: pick(found)[i]) for i, part in enumerate(result)
-        )
-        return type(result)(parts) if type(result) in (tuple, list) else tuple(parts)
+        parts = [
+            wrap(part, function, args, options, partial(lambda i, found: pick(found)[i], i))
+            for i, part in enumerate(result)
+        ]
+        return parts if isinstance(result, list) else tuple(parts)
     if not isinstance(result, np.ndarray | np.generic):
         return result
     result = np.asarray(result)
@@ -432,18 +434,18 @@ def asarray(value: Any, dtype: Any = None) -> ndarray:
 class _Staging:
     """Pinned memory of the host."""
 
+    def __init__(self) -> None:
+        self.allocator: Callable[[int], np.ndarray] = self.malloc
+
     def malloc(self, nbytes: int) -> np.ndarray:
         return np.empty(nbytes, np.uint8)
-
-    def __init__(self) -> None:
-        self.allocator = self.malloc
 
 
 _staging = _Staging()
 
 
 def set_pinned_memory_allocator(allocator: Callable[[int], np.ndarray]) -> None:
-    _staging.allocator = allocator  # type: ignore[method-assign]
+    _staging.allocator = allocator
 
 
 def concatenate(arrays: Sequence[ndarray], axis: int = 0) -> ndarray:

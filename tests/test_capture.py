@@ -53,7 +53,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture(params=["cuda-on-host", "cuda"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "cuda":
-        yield real_gpu()
+        name = real_gpu()
+        ad.set_default_device("cpu")
+        yield name
+        ad.set_default_device(None)
     else:
         yield from host_gpu(monkeypatch)
 
@@ -385,6 +388,23 @@ def test_frozen_parameters_are_another_kind(device: str) -> None:
             assert numbers(w.grad) == [2.0 * i]
 
 
+def test_a_step_that_freezes_parameters_itself(device: str) -> None:
+    v, w = parameter(device, 2.0), parameter(device, 3.0)
+
+    def train(x: ad.Tensor) -> None:
+        v.grad = w.grad = None
+        v.requires_grad_(False)
+        (v * w * x).sum().backward()
+        v.requires_grad_(True)
+        (v * w * x).sum().backward()
+
+    step = ad.cuda.capture(train)
+    for i in range(5):
+        step(ad.tensor([float(i)], device=device))
+        assert (numbers(v.grad), numbers(w.grad)) == ([3.0 * i], [4.0 * i]) and v.requires_grad
+    assert step.graphs == 1
+
+
 def test_settings_and_state_of_an_optimizer_may_change(device: str) -> None:
     def run(captured: bool) -> list[Any]:
         w, v = parameter(device, 2.0, 1.0), parameter(device, 1.0)
@@ -412,6 +432,39 @@ def test_settings_and_state_of_an_optimizer_may_change(device: str) -> None:
         return seen
 
     assert run(True) == run(False)
+
+
+def test_graphs_that_will_never_apply_again_are_let_go(device: str) -> None:
+    w = parameter(device, 2.0)
+    optimizer = optim.Adam([w], 0.1)
+
+    def train(x: ad.Tensor) -> None:
+        optimizer.zero_grad()
+        (w * x).sum().backward()
+        optimizer.step()
+
+    step = ad.cuda.capture(train)
+    for _ in range(3):
+        for _ in range(3):
+            step(ad.ones(1, device=device))
+        assert step.graphs == 1
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_calls_that_never_repeat_are_forgotten_with_a_warning(device: str) -> None:
+    step = ad.cuda.capture(lambda x, i: x + i)
+    x = ad.ones(1, device=device)
+    for i in range(64):
+        step(x, i)
+    with pytest.warns(RuntimeWarning, match=r"<lambda> was called in more than 64 ways") as caught:
+        step(x, 64)
+    assert caught[0].filename == __file__
+    for i in range(65, 200):
+        assert numbers(step(x, i)) == [1 + i]
+    assert len(step._runs) == 64 and step.graphs == 0
+    for _ in range(2):
+        assert numbers(step(x, 199)) == [200]
+    assert step.graphs == 1
 
 
 def test_parameters_that_share_a_step_count_may_part(device: str) -> None:

@@ -83,7 +83,7 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        recorded.depends_on(self._structure)
+        recorded.depends_on(lambda: [self.fixed(group) for group in self.param_groups], self._objects)
         changing = [(group, params) for group in self.param_groups for params in self._with_gradients(group)]
         for group, params in changing:
             self.update(group, params)
@@ -93,18 +93,15 @@ class Optimizer:
                     mode.recorder.in_place(parameter._versions)
         return loss
 
-    def _structure(self) -> Any:
-        """What decides which kernels a step launches, and on which memory."""
-        groups = [(recorded.Same(group), len(group["params"]), self.fixed(group)) for group in self.param_groups]
-        return recorded.Same(self.state), groups
+    def _objects(self) -> list[Any]:
+        """The objects in which a step finds its arrays and numbers."""
+        rates = [group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor)]
+        params = [parameter for group in self.param_groups for parameter in group["params"]]
+        return [self.state, *self.param_groups, *params, *rates, *(rate._data for rate in rates)]
 
     def fixed(self, group: Group) -> list[Any]:
         """What `update` takes for granted while a captured step replays: all that is not a `number` there."""
-        return [
-            (name, recorded.kind(group[name]))
-            for name in self.defaults
-            if name != "lr" or isinstance(group[name], Tensor)
-        ]
+        return [recorded.kind(group[name]) for name in self.defaults if name != "lr"]
 
     def _with_gradients(self, group: Group) -> Iterable[list[Tensor]]:
         """The parameters that have a gradient, those of one dtype and device together."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,29 +52,22 @@ def advance(states: list[State], go_on: Callable[[State], None]) -> None:
     again()
 
 
-def depends_on(look: Callable[[], Any]) -> None:
-    """A captured step is captured anew where `look()` is not what it is now."""
-    if mode.recorder is not None:
-        known = look()
-        mode.recorder.conditions.append(lambda: look() == known)
+def depends_on(settings: Callable[[], Any], objects: Callable[[], list[Any]]) -> None:
+    """A captured step does not apply where `settings()` are not what they are now, or `objects()` not the same ones."""
+    if mode.recorder is None:
+        return
+    known, bound = settings(), objects()
+    mode.recorder.conditions.append(lambda: settings() == known)
 
+    def are_same() -> bool:
+        found = objects()
+        return len(found) == len(bound) and all(map(operator.is_, found, bound))
 
-class Same:
-    """Equal where it is one and the same object."""
-
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.thing is self.thing
-
-    __hash__ = None  # type: ignore[assignment]
+    mode.recorder.bonds.append(are_same)
 
 
 def kind(value: Any) -> Any:
     """What a step depends on of a setting that it reads anew: of a number whether it is 0."""
-    if isinstance(value, Tensor):
-        return Same(value), Same(value._data)
     if isinstance(value, tuple | list):
         return tuple(map(kind, value))
     return value if isinstance(value, bool) or not isinstance(value, int | float) else value != 0
