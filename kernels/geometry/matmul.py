@@ -40,7 +40,7 @@ def _product(a: Shape, b: Shape) -> Shape:
         raise ValueError(
             f"matmul: shapes {a} and {b} do not fit: the first has {a[-1]} columns, the second {rows} rows"
         )
-    if len(a) > 1 and a[:-2] == b[:-2]:
+    if len(a) == len(b) > 1 and a[:-2] == b[:-2]:
         return a[:-1] + b[-1:]
     return (*_broadcast(a, b), *a[-2:-1], *(b[-1:] if len(b) > 1 else ()))
 
