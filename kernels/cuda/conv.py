@@ -27,7 +27,7 @@ _GATHER = struct_type(
     "groups rows channels taps_d taps_h taps_w out_d out_h out_w "
     "source_d source_h source_w step_d step_h step_w tap_d tap_h tap_w first_d first_h first_w "
     "filter_group filter_row filter_channel filter_d filter_h filter_w filter_first "
-    "target_plane target_first target_d target_h target_w activation packed",
+    "target_plane target_first target_d target_h target_w ahead_d ahead_h ahead_w ahead_channels activation packed",
 )
 
 
@@ -190,9 +190,24 @@ def _gather(
     in_order = fields["target_plane"] == plane and tuple(fields["target"]) == pitches(fields["out"])
     aligned = all(array is None or launch.aligned(array, 16) for array in (target, given[-1]))
     packed = in_order and aligned and plane % 4 == 0
-    settings = launch.struct(_GATHER, **axes_split(**fields, activation=activation, packed=packed))
+    *taps, channels = _stage(variant, fields, target.itemsize)
+    more = {"ahead": taps, "ahead_channels": channels, "activation": activation, "packed": packed}
+    settings = launch.struct(_GATHER, **axes_split(**fields, **more))
     kernel = variant.kernel(FORWARD, launch.c_type(target.dtype))
     launch.launch(kernel, (blocks,), (threads,), [*given, target, settings], shared_bytes)
+
+
+def _stage(variant: Variant, fields: dict[str, Any], itemsize: int) -> Sequence[int]:
+    """How far a stage goes in the reduction: taps along (depth, height, width), and channels."""
+    _, height, width = fields["taps"]
+    channels = fields["channels"]
+    if isinstance(variant, Direct) or not channels:
+        return 0, 0, 0, 0
+    if isinstance(variant, TensorTile):  # the channels of each tap
+        taps, channels = divmod(variant.line_bytes // itemsize, channels)
+    else:  # the taps of each channel
+        channels, taps = divmod(variant.depth, math.prod(fields["taps"]))
+    return taps // width // height, taps // width % height, taps % width, channels
 
 
 @dataclass(frozen=True)

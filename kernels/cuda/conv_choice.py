@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..precision import PRECISIONS
 from .conv_axes import MOST_ELEMENTS
@@ -59,8 +60,9 @@ class Direct:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block and each of its threads compute. All tiles have 256 threads and walk in steps of 8."""
+    """What a block and each of its threads compute. All tiles have 256 threads."""
 
+    depth: ClassVar[int] = 8  # of a stage of the reduction: kDepth in product.cuh
     rows: int
     columns: int
     rows_each: int
@@ -81,6 +83,7 @@ class TensorTile:
     exactly as float32 does (3xTF32).
     """
 
+    line_bytes: ClassVar[int] = 64  # of a row or column in a stage: kLineBytes in conv_mma.cu
     rows: int
     columns: int
     warp_rows: int
@@ -94,7 +97,7 @@ class TensorTile:
 
     @property
     def shared_bytes(self) -> int:
-        return _STAGES * (self.rows + self.columns) * 64
+        return _STAGES * (self.rows + self.columns) * self.line_bytes
 
     def padded(self, channels: int, c_type: str) -> int:
         values = self.piece // (4 if c_type == "float" else 2)

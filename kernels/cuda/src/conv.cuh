@@ -17,6 +17,7 @@ struct Gather {
     int32 source_d, source_h, source_w, step_d, step_h, step_w, tap_d, tap_h, tap_w, first_d, first_h, first_w;
     int32 filter_group, filter_row, filter_channel, filter_d, filter_h, filter_w, filter_first;
     int32 target_plane, target_first, target_d, target_h, target_w;
+    int32 ahead_d, ahead_h, ahead_w, ahead_channels;  // one stage of the reduction, as taps and channels
     int32 activation;  // of the sum: kIdentity or an ActivationKind
     int32 packed;  // whether pixels lie in the target one after the other and four of them never span two images
 };
@@ -120,9 +121,9 @@ struct TapsOfChannel : Tap {
         return {Tap::of(number % taps, g), number / taps};
     }
 
-    __device__ void add(const TapsOfChannel& d, const Gather& g) {
-        Tap::add(d, g);
-        channel += d.channel;
+    __device__ void add_stage(const Gather& g) {
+        Tap::add({g.ahead_d, g.ahead_h, g.ahead_w}, g);
+        channel += g.ahead_channels;
         if (t >= g.taps_d) t -= g.taps_d, ++channel;
     }
 };
@@ -135,9 +136,9 @@ struct ChannelsOfTap : Tap {
         return {Tap::of(number / g.channels, g), number % g.channels};
     }
 
-    __device__ void add(const ChannelsOfTap& d, const Gather& g) {
-        channel += d.channel;
+    __device__ void add_stage(const Gather& g) {
+        channel += g.ahead_channels;
         if (channel >= g.channels) channel -= g.channels, ++s;
-        Tap::add(d, g);
+        Tap::add({g.ahead_d, g.ahead_h, g.ahead_w}, g);
     }
 };

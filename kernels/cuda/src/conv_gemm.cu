@@ -44,7 +44,6 @@ __global__ void __launch_bounds__(kThreads)
 
     const int32 reduction = g.channels * g.taps_d * g.taps_h * g.taps_w;
     int32 left_index = threadIdx.x % kDepth, right_index = warp;
-    const TapsOfChannel step = TapsOfChannel::of(kDepth, g);
     TapsOfChannel left_at = TapsOfChannel::of(left_index, g), right_at = TapsOfChannel::of(right_index, g);
     const int32 left_row = threadIdx.x / kDepth;
     const T* const of_group = filter + g.filter_first + group * g.filter_group + (first_row + left_row) * g.filter_row;
@@ -69,8 +68,8 @@ __global__ void __launch_bounds__(kThreads)
         }
         left_index += kDepth;
         right_index += kDepth;
-        left_at.add(step, g);
-        right_at.add(step, g);
+        left_at.add_stage(g);
+        right_at.add_stage(g);
     };
     const auto store = [&](int half) {
 #pragma unroll

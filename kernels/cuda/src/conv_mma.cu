@@ -28,10 +28,12 @@ __device__ inline int32 line_of_run(int32 pixel) {
     return pixel / 16 * 16 + pixel % 4 / 2 * 8 + pixel % 16 / 4 * 2 + pixel % 2;
 }
 
-// A float as a sum of two tf32: cut, so that the rest is exact and nothing overflows; the rest is rounded to nearest.
-__device__ inline void split(uint32 bits, uint32& high, uint32& low) {
-    high = bits & 0xffffe000u;
-    low = (__float_as_uint(__uint_as_float(bits) - __uint_as_float(high)) + 0x1000u) & 0xffffe000u;
+// Cuts a float down to tf32 and gives the rest, of which tensor cores ignore the last bits. Not rounded: that way the rest
+// is exact, and no finite float becomes infinite.
+__device__ inline uint32 take_rest(uint32& bits) {
+    const float whole = __uint_as_float(bits);
+    bits &= 0xffffe000u;
+    return __float_as_uint(whole - __uint_as_float(bits));
 }
 
 // The products of a warp. Strict: of floats as exactly as floats, by three products of their parts (3xTF32); tensor cores
@@ -105,22 +107,22 @@ private:
     }
 
     __device__ void add_strictly(const uint8* left, int32 piece, uint32 (&b)[kAcross][2]) {
-        uint32 b_low[kAcross][2];
+        uint32 b_rest[kAcross][2];
 #pragma unroll
         for (int j = 0; j < kAcross; ++j)
 #pragma unroll
-            for (int r = 0; r < 2; ++r) split(b[j][r], b[j][r], b_low[j][r]);
+            for (int r = 0; r < 2; ++r) b_rest[j][r] = take_rest(b[j][r]);
 #pragma unroll
         for (int i = 0; i < kDown; ++i) {
-            uint32 a[4], a_low[4];
+            uint32 a[4], a_rest[4];
             ldmatrix_x4(a, left + i * 16 * kLineBytes + (left_place ^ piece));
 #pragma unroll
-            for (int r = 0; r < 4; ++r) split(a[r], a[r], a_low[r]);
+            for (int r = 0; r < 4; ++r) a_rest[r] = take_rest(a[r]);
             // The small products first. Those of one sum are not neighbours: each waits for the one before it.
 #pragma unroll
-            for (int j = 0; j < kAcross; ++j) mma_m16n8k8_tf32(sum[i][j], a_low, b[j]);
+            for (int j = 0; j < kAcross; ++j) mma_m16n8k8_tf32(sum[i][j], a_rest, b[j]);
 #pragma unroll
-            for (int j = 0; j < kAcross; ++j) mma_m16n8k8_tf32(sum[i][j], a, b_low[j]);
+            for (int j = 0; j < kAcross; ++j) mma_m16n8k8_tf32(sum[i][j], a, b_rest[j]);
 #pragma unroll
             for (int j = 0; j < kAcross; ++j) mma_m16n8k8_tf32(sum[i][j], a, b[j]);
         }
@@ -139,7 +141,7 @@ template <class T, int Rows, int Columns, int Threads, int Bytes> struct Loader 
     int64 base[kRight];        // of the pixel's first tap and channel, which may lie outside of the source
     int32 d0[kRight], h0[kRight], w0[kRight];
     int32 rows, left_place, right_place;
-    ChannelsOfTap at, step;
+    ChannelsOfTap at;
 
     __device__ Loader(const T* source, const T* filter, const Gather& g, int32 group, int32 first_row, int64 first_pixel)
         : g(g), source(source) {
@@ -149,7 +151,6 @@ template <class T, int Rows, int Columns, int Threads, int Bytes> struct Loader 
         left_place = place_of(line, byte / 16) + byte % 16;
         right_place = place_of(g.packed ? line_of_run(line) : line, byte / 16) + byte % 16;
         at = ChannelsOfTap::of(byte / sizeof(T), g);
-        step = ChannelsOfTap::of(kDepth, g);
 
         const FirstPixel first(first_pixel, g);
         const int64 source_volume = int64(g.source_d) * g.source_h * g.source_w * g.channels;
@@ -182,15 +183,28 @@ template <class T, int Rows, int Columns, int Threads, int Bytes> struct Loader 
                                    inside(h0[j] + h, w0[j] + w, g.source_h, g.source_w);
             cp_async<Bytes>(right + right_place + j * kLines * kLineBytes, in_source ? source + base[j] + offset : source, in_source);
         }
-        at.add(step, g);
+        at.add_stage(g);
     }
 };
 
+constexpr int threads_of(int rows, int columns, int warp_rows, int warp_columns) {
+    return rows / warp_rows * (columns / warp_columns) * kWarpSize;
+}
+
+// Blocks of a multiprocessor, so that a thread has as many registers as it needs and no more: 128 for twice as many sums or
+// copies, 168 for that in a small block, else 80 or 96.
+constexpr int blocks_of(int threads, bool large, bool strict) {
+    if (threads <= 128) return strict ? 3 : 5;
+    return (large || strict ? 512 : 768) / threads;
+}
+
 template <class T, int Rows, int Columns, int WarpRows, int WarpColumns, int Bytes, bool Strict>
-__global__ void __launch_bounds__(Rows / WarpRows * (Columns / WarpColumns) * kWarpSize)
+__global__ void __launch_bounds__(threads_of(Rows, Columns, WarpRows, WarpColumns),
+                                  blocks_of(threads_of(Rows, Columns, WarpRows, WarpColumns),
+                                            WarpRows > 32 || Bytes < 16, Strict))
     gather_mma(const T* __restrict__ source, const T* __restrict__ filter, const T* __restrict__ bias,
                const T* __restrict__ residual, T* __restrict__ target, Gather g) {
-    constexpr int kWarpsAcross = Columns / WarpColumns, kThreads = Rows / WarpRows * kWarpsAcross * kWarpSize;
+    constexpr int kThreads = threads_of(Rows, Columns, WarpRows, WarpColumns), kWarpsAcross = Columns / WarpColumns;
     constexpr int kLeftBytes = Rows * kLineBytes, kStageBytes = kLeftBytes + Columns * kLineBytes;
     using L = Loader<T, Rows, Columns, kThreads, Bytes>;
     DYNAMIC_SHARED(shared);
