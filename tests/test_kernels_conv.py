@@ -1,5 +1,3 @@
-import importlib
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,10 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adjoint import kernels
-from adjoint.kernels.cpu import parallel, scratch
-
-conv = importlib.import_module("adjoint.kernels.cpu.images")
-interleaved = importlib.import_module("adjoint.kernels.cpu.interleaved")
+from adjoint.kernels.cpu import conv_choice, images, interleaved, parallel, scratch
 
 ZEROS = ((0, 0), (0, 0))
 PLAIN = ((1, 1), ZEROS, (1, 1), 1)
@@ -91,7 +86,7 @@ def check(x, weight, dy, arguments, rtol=1e-10, atol=1e-10):
     # Never interleaved, and wherever that is possible.
     for most in (0, 1 << 30):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(interleaved, "_MOST_OUTPUTS", most)
+            patch.setattr(conv_choice, "MOST_OUTPUTS", most)
             results = (
                 kernels.conv(x, weight, None, *arguments),
                 kernels.conv_input_grad(dy, weight, x.shape, *arguments),
@@ -113,11 +108,12 @@ def test_matches_naive_loops(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("piece_bytes", [1, 4000])
 def test_pieces_of_any_size(case, piece_bytes, monkeypatch):
-    for name in ("_SMALL_PIECE_BYTES", "_LARGE_PIECE_BYTES"):
-        monkeypatch.setattr(conv, name, piece_bytes)
+    for name in ("SMALL_PIECE_BYTES", "LARGE_PIECE_BYTES"):
+        monkeypatch.setattr(conv_choice, name, piece_bytes)
     for product in (0, 1000, 1 << 30):
-        monkeypatch.setattr(conv, "SMALL_PRODUCT", product)
-        monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 10 * piece_bytes)
+        for module in (conv_choice, images):
+            monkeypatch.setattr(module, "SMALL_PRODUCT", product)
+        monkeypatch.setattr(conv_choice, "IMAGE_BLOCK_BYTES", 10 * piece_bytes)
         x_shape, weight_shape, *arguments = case
         check(*operands(x_shape, weight_shape), arguments)
 
@@ -174,11 +170,13 @@ def test_half_types_round_once(case, dtype):
     np.testing.assert_allclose(got.astype(np.float64), dw, **step)
 
 
+def problem(x_shape, weight_shape, *settings, operation="forward", dtype=np.float32):
+    shape = kernels.geometry.conv(x_shape, weight_shape, None, *settings)
+    return conv_choice.Problem(operation, x_shape, weight_shape, shape, *settings, np.dtype(dtype))
+
+
 def two_images_a_block(case, monkeypatch):
-    x_shape, weight_shape, stride, padding, dilation, groups = case
-    size = kernels.geometry.conv(x_shape, weight_shape, None, stride, padding, dilation, groups)[2:]
-    way = interleaved.Interleaving(x_shape, weight_shape, size, stride, padding, dilation, groups, np.dtype(np.float32))
-    monkeypatch.setattr(interleaved, "_BLOCK_BYTES", 2 * way.image_bytes)
+    monkeypatch.setattr(conv_choice, "IMAGE_BLOCK_BYTES", 2 * problem(*case).image_bytes)
 
 
 @pytest.mark.parametrize("case", INTERLEAVED, ids=str)
@@ -281,11 +279,11 @@ def test_no_warning_for_infinities():
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[4], CASES[13], CASES[14], *INTERLEAVED], ids=str)
 def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
-    monkeypatch.setattr(conv, "_SMALL_PIECE_BYTES", 20000)
+    monkeypatch.setattr(conv_choice, "SMALL_PIECE_BYTES", 20000)
     if case in INTERLEAVED:
         two_images_a_block(case, monkeypatch)
     else:
-        monkeypatch.setattr(interleaved, "_MOST_OUTPUTS", 0)
+        monkeypatch.setattr(conv_choice, "MOST_OUTPUTS", 0)
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands((9, *x_shape[1:]), weight_shape, np.float32)
     dy = make(kernels.conv(x, weight, None, *arguments).shape)

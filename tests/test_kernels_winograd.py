@@ -1,13 +1,9 @@
-import importlib
-
 import ml_dtypes
 import numpy as np
 import pytest
 
 from adjoint import kernels
-from adjoint.kernels.cpu import parallel, winograd
-
-conv = importlib.import_module("adjoint.kernels.cpu.images")
+from adjoint.kernels.cpu import conv_choice, parallel, winograd
 
 # (x shape, filters, padding, groups)
 CASES = [
@@ -63,10 +59,16 @@ def error(got, wanted):
     return np.linalg.norm(got.astype(np.float64) - wanted) / np.linalg.norm(wanted)
 
 
+def choose(monkeypatch, applies):
+    """Have Winograd's way where `applies` says so."""
+    table = [row._replace(applies=applies) if row.way == "winograd" else row for row in conv_choice.TABLE]
+    monkeypatch.setattr(conv_choice, "TABLE", table)
+
+
 @pytest.fixture
 def answers(monkeypatch):
     """What Winograd's way, used for small convolutions too, answered call by call: whether it had a result."""
-    monkeypatch.setattr(winograd, "_LEAST_PRODUCT", 0)
+    monkeypatch.setattr(conv_choice, "LEAST_PRODUCT", 0)
     given = []
 
     def watched(real):
@@ -77,7 +79,7 @@ def answers(monkeypatch):
 
         return call
 
-    for name in ("forward", "weight_grad"):
+    for name in ("forward", "input_grad", "weight_grad"):
         monkeypatch.setattr(winograd, name, watched(getattr(winograd, name)))
     return given
 
@@ -90,8 +92,8 @@ def test_matches_naive_loops(case, block_bytes, monkeypatch, answers):
     given = operands(*case)
     wanted = exact(*given, padding, groups)
     copies = [array.copy() for array in given]
-    monkeypatch.setattr(winograd, "serves", lambda *args: True)
-    monkeypatch.setattr(winograd, "_BLOCK_BYTES", block_bytes)
+    choose(monkeypatch, lambda problem: True)
+    monkeypatch.setattr(conv_choice, "TILE_BLOCK_BYTES", block_bytes)
     for got, want in zip(run(*given, padding, groups), wanted, strict=True):
         assert got.dtype == np.float32 and got.flags.c_contiguous and got.shape == want.shape
         assert error(got, want) < 1.5e-6
@@ -158,7 +160,7 @@ def test_what_is_not_finite_stays_in_its_place(value, spoiled, answers, monkeypa
     got = run(*given, *case[2:])
     affected = ([False, True, False], [False, False, True], [True, False, False])[spoiled]
     assert answers == affected
-    monkeypatch.setattr(winograd, "serves", lambda *args: False)
+    choose(monkeypatch, lambda problem: False)
     for result, wanted in zip(got, run(*given, *case[2:]), strict=True):
         np.testing.assert_array_equal(np.isfinite(result), np.isfinite(wanted))
         np.testing.assert_allclose(result, wanted, 1e-4, 1e-4)
@@ -197,38 +199,3 @@ def test_results_repeat_and_do_not_depend_on_threads(case, answers):
     finally:
         parallel.set_threads(before)
     assert answers == 15 * [True]
-
-
-@pytest.mark.parametrize(
-    "changes, served",
-    [
-        ({}, True),
-        ({"dtype": np.float16}, True),
-        ({"dtype": np.float64}, False),
-        ({"weight_shape": (64, 64, 3, 1)}, False),
-        ({"weight_shape": (64, 64, 5, 5)}, False),
-        ({"weight_shape": (64, 16, 3, 3)}, False),
-        ({"weight_shape": (16, 64, 3, 3)}, False),
-        ({"weight_shape": (64, 64, 3, 3), "groups": 4}, False),
-        ({"weight_shape": (512, 512, 3, 3)}, False),
-        ({"stride": (1, 2)}, False),
-        ({"dilation": (2, 1)}, False),
-        ({"shape": (1, 64, 14, 14)}, False),
-        ({"shape": (0, 64, 14, 14)}, False),
-        ({"shape": (1000, 64, 5, 5)}, False),
-        ({"shape": (16, 32, 8, 8), "weight_shape": (32, 32, 3, 3)}, False),
-        ({"shape": (64, 32, 8, 8), "weight_shape": (32, 32, 3, 3)}, True),
-        ({"shape": (1, 64, 4, 20000)}, False),
-    ],
-    ids=str,
-)
-def test_where_it_serves(changes, served):
-    case = {
-        "dtype": np.float32,
-        "shape": (8, 64, 28, 28),
-        "weight_shape": (64, 64, 3, 3),
-        "stride": (1, 1),
-        "dilation": (1, 1),
-        "groups": 1,
-    } | changes
-    assert winograd.serves(**case | {"dtype": np.dtype(case["dtype"])}) is served

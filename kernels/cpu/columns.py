@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..geometry import Padding, Pair, Shape
+from ..geometry import Pair
+from .conv_choice import Problem
 from .parallel import split
 
 
@@ -43,29 +44,19 @@ class Unfolding:
     A piece has at most `rows` rows of the output and about `piece_bytes` of columns.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        taps: Pair,
-        size: Pair,
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
-        groups: int,
-        dtype: np.dtype,
-        pitched: bool,
-        rows: int,
-        piece_bytes: int,
-    ) -> None:
-        self.n, self.channels, self.height, self.width = shape
-        self.taps, self.size, self.stride, self.padding, self.dilation = taps, size, stride, padding, dilation
-        self.groups, self.dtype, self.pitched, self.piece_bytes = groups, dtype, pitched, piece_bytes
+    def __init__(self, problem: Problem, pitched: bool, rows: int, piece_bytes: int) -> None:
+        taps, size, stride, padding = problem.taps, problem.y_shape[2:], problem.stride, problem.padding
+        self.n, self.channels, self.height, self.width = problem.x_shape
+        self.taps, self.size, self.stride, self.padding, self.dilation = taps, size, stride, padding, problem.dilation
+        self.groups, self.dtype, self.pitched, self.piece_bytes = problem.groups, problem.computed, pitched, piece_bytes
         self.padded_width = self.width + sum(padding[1])
         self.pitch = self.padded_width if pitched else size[1]
-        self.depth = self.channels // groups * taps[0] * taps[1]
+        self.depth = problem.depth
         # A 1x1 convolution with nothing around the image: the image is its own columns.
         self.plain = taps == (1, 1) and stride == (1, 1) and padding == ((0, 0), (0, 0))
-        row_bytes = max(1, groups * self.depth * self.pitch * dtype.itemsize)
+        # What is unfolded, or the padded input where a stride leaves most of it out.
+        row = max(self.groups * self.depth * self.pitch, self.channels * stride[0] * self.padded_width)
+        row_bytes = max(1, row * self.dtype.itemsize)
         self.rows = max(1, min(piece_bytes // row_bytes, rows, size[0]))
         self.images = max(1, min(piece_bytes // (row_bytes * self.rows), self.n))
 

@@ -1,13 +1,26 @@
-"""Convolution: depthwise on long runs, images by matrix products, volumes by their images."""
+"""Convolution: each by the way that `conv_choice` names, large ones a box of the result at a time."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from .. import geometry
 from ..geometry import Pads, Sizes
-from . import depthwise, images, volumes
+from . import boxes, conv_choice, depthwise, images, interleaved, volumes, winograd
+from .conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Problem
 from .epilogue import finish
+
+# What computes y, dx and dw; None where what is not finite is in its way.
+_MODULES: dict[str, Any] = {
+    "depthwise": depthwise,
+    "winograd": winograd,
+    "interleaved": interleaved,
+    "flipped": images,
+    "columns": images,
+}
 
 
 def conv(
@@ -22,12 +35,8 @@ def conv(
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
-    if depthwise.serves(weight.shape, groups, stride):
-        y = depthwise.forward(x, weight, bias, shape, stride, padding, dilation)
-    else:
-        way = images if len(stride) == 2 else volumes
-        y = way.forward(x, weight, bias, shape, stride, padding, dilation, groups)
-    return finish(y, activation, residual)
+    problem = Problem(FORWARD, x.shape, weight.shape, shape, stride, padding, dilation, groups, x.dtype)
+    return finish(_forward(*_without_gaps(problem, x), weight, bias), activation, residual)
 
 
 def conv_input_grad(
@@ -39,10 +48,13 @@ def conv_input_grad(
     dilation: Sizes,
     groups: int,
 ) -> np.ndarray:
-    if depthwise.serves(weight.shape, groups, stride):
-        return depthwise.input_grad(dy, weight, input_shape, stride, padding, dilation)
-    way = images if len(stride) == 2 else volumes
-    return way.input_grad(dy, weight, input_shape, stride, padding, dilation, groups)
+    problem = Problem(INPUT_GRAD, input_shape, weight.shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
+    if not _leaves_gaps(problem):
+        return _input_grad(problem, dy, weight)
+    dx = np.zeros(input_shape, dy.dtype)
+    problem, seen = _without_gaps(problem, dx)
+    np.copyto(seen, _input_grad(problem, dy, weight))
+    return dx
 
 
 def conv_weight_grad(
@@ -54,9 +66,62 @@ def conv_weight_grad(
     dilation: Sizes,
     groups: int,
 ) -> np.ndarray:
-    if depthwise.serves(weight_shape, groups, stride):
-        dw = depthwise.weight_grad(dy, x, weight_shape, stride, padding, dilation)
-        if np.isfinite(dw).all():
-            return dw.astype(dy.dtype, copy=False)
-    way = images if len(stride) == 2 else volumes
-    return way.weight_grad(dy, x, weight_shape, stride, padding, dilation, groups)
+    problem = Problem(WEIGHT_GRAD, x.shape, weight_shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
+    problem, x = _without_gaps(problem, x)
+    return _weight_grad(problem, dy, x)
+
+
+def _leaves_gaps(problem: Problem) -> bool:
+    """Whether there is one tap, which no padding meets and a stride lets see some of the elements only."""
+    return max(problem.stride) > 1 and set(problem.taps) == {1} and not any(map(any, problem.padding))
+
+
+def _without_gaps(problem: Problem, x: np.ndarray) -> tuple[Problem, np.ndarray]:
+    """The same with stride 1 over the elements that are seen, where one tap leaves others out."""
+    if not _leaves_gaps(problem):
+        return problem, x
+    axes = zip(problem.y_shape[2:], problem.stride, strict=True)
+    seen = tuple(slice(0, (count - 1) * step + 1, step) for count, step in axes)
+    x = x[:, :, *seen]
+    return problem.of(x_shape=x.shape, stride=(1,) * len(problem.stride)), x
+
+
+def _forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    for way in conv_choice.ways(problem):
+        parts = boxes.cut(problem, *conv_choice.box(problem, way))
+        if len(parts) > 1:
+            return boxes.forward(problem, x, parts, partial(_forward, weight=weight, bias=bias))
+        if way == "volumes":
+            return volumes.forward(problem, x, weight, bias, _forward)
+        if way != "flipped":
+            y = _MODULES[way].forward(problem, x, weight, bias)
+            if y is not None:
+                return y
+    raise AssertionError("columns are a way for all")
+
+
+def _input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    for way in conv_choice.ways(problem):
+        parts = boxes.cut(problem, *conv_choice.box(problem, way))
+        if len(parts) > 1:
+            return boxes.input_grad(problem, dy, parts, partial(_input_grad, weight=weight))
+        if way == "volumes":
+            return volumes.input_grad(problem, dy, weight, _input_grad)
+        compute = images.flipped_input_grad if way == "flipped" else _MODULES[way].input_grad
+        dx = compute(problem, dy, weight)
+        if dx is not None:
+            return dx
+    raise AssertionError("columns are a way for all")
+
+
+def _weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    for way in conv_choice.ways(problem):
+        parts = boxes.cut(problem, *conv_choice.box(problem, way))
+        if len(parts) > 1:
+            return boxes.weight_grad(problem, dy, x, parts, _weight_grad)
+        if way == "volumes":
+            return volumes.weight_grad(problem, dy, x, _weight_grad)
+        dw = _MODULES[way].weight_grad(problem, dy, x)
+        if dw is not None:
+            return dw
+    raise AssertionError("columns are a way for all")

@@ -15,35 +15,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..geometry import Pads, Sizes
+from ..geometry import Sizes
 from . import parallel
-from .arithmetic import compute_dtype
+from .conv_choice import Problem
 from .scratch import Scratch, scratch
 
-_MOST_FILTERS = 4
-_MOST_PHASES = 16
 _PIECE_BYTES = 3 << 19
 # Short enough for the first cache, and for OpenBLAS to multiply on the calling thread.
 _CHUNK = 8192
 _LEAST_RUN = 6 << 10
 
 
-def serves(weight_shape: Sizes, groups: int, stride: Sizes) -> bool:
-    """Whether this is the way to compute a convolution."""
-    few = weight_shape[0] <= _MOST_FILTERS * groups and prod(stride) <= _MOST_PHASES
-    return groups > 1 and weight_shape[1] == 1 and few
-
-
-def forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    shape: Sizes,
-    stride: Sizes,
-    padding: Pads,
-    dilation: Sizes,
-) -> np.ndarray:
-    runs = _Runs(x.shape, weight.shape, shape, stride, padding, dilation, compute_dtype(x.dtype))
+def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    runs = _Runs(problem)
+    stride, shape = problem.stride, problem.y_shape
     factors = runs.factors(weight)
     y = np.empty((len(x), runs.channels, runs.filters, *shape[2:]), x.dtype)
     offsets = None if bias is None else bias.astype(runs.dtype).reshape(runs.channels, runs.filters, *[1] * len(stride))
@@ -68,10 +53,9 @@ def forward(
     return y.reshape(shape)
 
 
-def input_grad(
-    dy: np.ndarray, weight: np.ndarray, input_shape: Sizes, stride: Sizes, padding: Pads, dilation: Sizes
-) -> np.ndarray:
-    runs = _Runs(input_shape, weight.shape, dy.shape, stride, padding, dilation, compute_dtype(dy.dtype))
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    runs = _Runs(problem)
+    stride, input_shape = problem.stride, problem.x_shape
     factors = runs.factors(weight)
     grads = dy.reshape(len(dy), runs.channels, runs.filters, *dy.shape[2:])
     # For each phase the taps that lie on it, seen from the input. They read dy backwards, so it begins behind zeros.
@@ -100,11 +84,11 @@ def input_grad(
     return dx
 
 
-def weight_grad(
-    dy: np.ndarray, x: np.ndarray, weight_shape: Sizes, stride: Sizes, padding: Pads, dilation: Sizes
-) -> np.ndarray:
-    """The weight gradient in the compute type; NaN where only a product of zero with infinity would be."""
-    runs = _Runs(x.shape, weight_shape, dy.shape, stride, padding, dilation, compute_dtype(dy.dtype))
+def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray | None:
+    """The weight gradient; None if any of it is not finite."""
+    # NaN too where only a product of zero with infinity would be.
+    runs = _Runs(problem)
+    stride, weight_shape = problem.stride, problem.weight_shape
     grads = dy.reshape(len(dy), runs.channels, runs.filters, *dy.shape[2:])
     pieces = runs.pieces()
     # Sums of pieces are added up in their order, whichever thread made them.
@@ -130,7 +114,8 @@ def weight_grad(
                             target[:, *term.taps] += np.vecdot(term.view(part, chunk), values)
 
     parallel.share(work, pieces)
-    return sums.sum(axis=0).reshape(weight_shape)
+    dw = sums.sum(axis=0).reshape(weight_shape)
+    return dw.astype(dy.dtype, copy=False) if np.isfinite(dw).all() else None
 
 
 class _Piece(NamedTuple):
@@ -195,16 +180,9 @@ def _correlate(
 class _Runs:
     """How the images of one convolution lie in runs: (channels, phases, images * lengths) a piece."""
 
-    def __init__(
-        self,
-        x_shape: Sizes,
-        weight_shape: Sizes,
-        y_shape: Sizes,
-        stride: Sizes,
-        padding: Pads,
-        dilation: Sizes,
-        dtype: np.dtype,
-    ) -> None:
+    def __init__(self, problem: Problem) -> None:
+        x_shape, weight_shape, y_shape = problem.x_shape, problem.weight_shape, problem.y_shape
+        stride, padding, dilation, dtype = problem.stride, problem.padding, problem.dilation, problem.computed
         self.count, self.channels, *self.sizes = x_shape
         self.filters = weight_shape[0] // self.channels
         self.taps, self.pooled, self.stride, self.dilation = weight_shape[2:], y_shape[2:], stride, dilation

@@ -10,16 +10,28 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..geometry import Padding, Pair, Shape
-from . import parallel
-from .arithmetic import compute_dtype
+from ..geometry import Pads
+from . import conv_choice, parallel
+from .conv_choice import Problem
 from .parallel import SMALL_PRODUCT
 from .scratch import Scratch, scratch
 
-_BLOCK_BYTES = 5 << 19
-_MOST_OUTPUTS = 192
-_LEAST_COLUMNS = 64
 _MOST_SUMS = 64
+
+
+def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    return Interleaving(problem).forward(x, weight, bias)
+
+
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """The input gradient with stride 1 along the width; None if not all weights are finite."""
+    # It sees zeros beside dy, and 0 * inf is not 0.
+    return Interleaving(problem).input_grad(dy, weight) if np.isfinite(weight).all() else None
+
+
+def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    dw = Interleaving(problem).weight_grad(dy, x)
+    return dw.reshape(problem.weight_shape).astype(dy.dtype, copy=False)
 
 
 class Interleaving:
@@ -28,38 +40,17 @@ class Interleaving:
     Columns are (groups, depth, P * Q * images): a row for each channel of a group and each tap.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        weight_shape: Shape,
-        size: Pair,
-        stride: Pair,
-        padding: Padding,
-        dilation: Pair,
-        groups: int,
-        dtype: np.dtype,
-    ) -> None:
-        self.shape, self.size, self.stride, self.padding, self.dilation = shape, size, stride, padding, dilation
-        self.groups, self.inside, self.taps = groups, weight_shape[1], weight_shape[2:]
-        self.outputs = weight_shape[0] // groups
-        self.depth = self.inside * self.taps[0] * self.taps[1]
-        self.dtype = compute_dtype(dtype)
-        # The columns of x, and those of dy for the input gradient, on average.
-        rows = groups * (self.depth + self.outputs * self.taps[1]) // 2
-        self.image_bytes = self.dtype.itemsize * rows * size[0] * max(size[1], shape[3])
-        total = shape[0] * self.image_bytes
+    def __init__(self, problem: Problem) -> None:
+        self.shape, self.size, self.stride = problem.x_shape, problem.y_shape[2:], problem.stride
+        self.padding, self.dilation, self.groups = problem.padding, problem.dilation, problem.groups
+        self.inside, self.outputs, self.taps = problem.inside, problem.outputs, problem.taps
+        self.depth, self.dtype = problem.depth, problem.computed
+        total = self.shape[0] * problem.image_bytes
         # Blocks that the cache holds, of one size and even in number for an even number of threads.
-        count = 1 if 2 * total <= _BLOCK_BYTES else 2 * -(-total // (2 * _BLOCK_BYTES))
-        self.images = -(-shape[0] // count)
-
-    @property
-    def serves(self) -> bool:
-        """Whether this is the way to compute the convolution."""
-        # To interleave takes time for each element of the output and saves it for each row of an image's columns.
-        outputs = self.groups * self.outputs * self.size[0] * self.size[1]
-        few = outputs <= _MOST_OUTPUTS * (16 + self.groups * self.depth)
-        thin = self.outputs * self.depth * _LEAST_COLUMNS <= SMALL_PRODUCT
-        return few and thin and 0 < self.image_bytes <= _BLOCK_BYTES and self.images > 0 and self.depth > self.inside
+        count = (
+            1 if 2 * total <= conv_choice.IMAGE_BLOCK_BYTES else 2 * -(-total // (2 * conv_choice.IMAGE_BLOCK_BYTES))
+        )
+        self.images = max(1, -(-self.shape[0] // count))
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The convolution (N, K, P, Q)."""
@@ -144,7 +135,7 @@ class Interleaving:
         columns = _copy(padded, (len(padded), *self.taps, *self.size, len(x)), steps, memory)
         return columns.reshape(self.groups, self.depth, -1)
 
-    def _gradient_columns(self, dy: np.ndarray, around: Padding, memory: Scratch) -> np.ndarray:
+    def _gradient_columns(self, dy: np.ndarray, around: Pads, memory: Scratch) -> np.ndarray:
         """What the taps of a row of the filters see of dy, (groups, K / groups * S, P * W * images)."""
         padded = _interleave(dy, around, self.dtype, memory)
         sk, sp, sq, sn = padded.strides
@@ -179,7 +170,7 @@ class Interleaving:
         return values.reshape(*values.shape[:2], parts, -1).transpose(2, 0, 1, 3)
 
 
-def _interleave(x: np.ndarray, padding: Padding, dtype: np.dtype, memory: Scratch) -> np.ndarray:
+def _interleave(x: np.ndarray, padding: Pads, dtype: np.dtype, memory: Scratch) -> np.ndarray:
     """Images (n, C, H, W) as (C, H, W, n), with zeros around them."""
     (top, bottom), (left, right) = padding
     n, channels, height, width = x.shape

@@ -1,88 +1,70 @@
-"""Convolution of volumes (N, C, D, H, W) as a sum over the taps of the depth, each a convolution of images."""
+"""Convolution of volumes (N, C, D, H, W) as a sum over the taps of the depth, each a convolution of images.
+
+Each function is given that of images, which chooses their way anew.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..geometry import Pads, Sizes
-from . import images
-from .arithmetic import compute_dtype
+from .conv_choice import Problem
+
+OfImages = Callable[..., np.ndarray]
 
 
 def forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    shape: Sizes,
-    stride: Sizes,
-    padding: Pads,
-    dilation: Sizes,
-    groups: int,
+    problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, of_images: OfImages
 ) -> np.ndarray:
-    n, k, _, p, q = shape
-    settings = _of_images(stride, padding, dilation, groups)
-    seen, weight = _by_depth(x), weight.astype(compute_dtype(x.dtype), copy=False)
-    sums = np.zeros((n, shape[2], k, p, q), weight.dtype)
+    n, k, depth, p, q = problem.y_shape
+    seen, weight = _by_depth(x, problem.computed), weight.astype(problem.computed, copy=False)
+    sums = np.zeros((n, depth, k, p, q), problem.computed)
     if bias is not None:
         sums += bias[:, None, None]
-    for tap, out, depths in _taps(x.shape[2], shape[2], weight.shape[2], stride[0], padding[0][0], dilation[0]):
-        given, target = seen[:, depths], sums[:, out]
-        flat = _flat(given)
-        y = images.forward(flat, weight[:, :, tap], None, (len(flat), k, p, q), *settings)
-        target += y.reshape(target.shape)
+    for tap, out, depths in _taps(problem):
+        given, target = _flat(seen[:, depths]), sums[:, out]
+        target += of_images(_of_images(problem, len(given)), given, weight[:, :, tap], None).reshape(target.shape)
     return _by_channel(sums, x.dtype)
 
 
-def input_grad(
-    dy: np.ndarray,
-    weight: np.ndarray,
-    input_shape: Sizes,
-    stride: Sizes,
-    padding: Pads,
-    dilation: Sizes,
-    groups: int,
-) -> np.ndarray:
-    n, c, depth, height, width = input_shape
-    settings = _of_images(stride, padding, dilation, groups)
-    grads, weight = _by_depth(dy), weight.astype(compute_dtype(dy.dtype), copy=False)
-    sums = np.zeros((n, depth, c, height, width), weight.dtype)
-    for tap, out, depths in _taps(depth, dy.shape[2], weight.shape[2], stride[0], padding[0][0], dilation[0]):
-        given, target = grads[:, out], sums[:, depths]
-        flat = _flat(given)
-        dx = images.input_grad(flat, weight[:, :, tap], (len(flat), c, height, width), *settings)
-        target += dx.reshape(target.shape)
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray, of_images: OfImages) -> np.ndarray:
+    n, c, depth, height, width = problem.x_shape
+    grads, weight = _by_depth(dy, problem.computed), weight.astype(problem.computed, copy=False)
+    sums = np.zeros((n, depth, c, height, width), problem.computed)
+    for tap, out, depths in _taps(problem):
+        given, target = _flat(grads[:, out]), sums[:, depths]
+        target += of_images(_of_images(problem, len(given)), given, weight[:, :, tap]).reshape(target.shape)
     return _by_channel(sums, dy.dtype)
 
 
-def weight_grad(
-    dy: np.ndarray,
-    x: np.ndarray,
-    weight_shape: Sizes,
-    stride: Sizes,
-    padding: Pads,
-    dilation: Sizes,
-    groups: int,
-) -> np.ndarray:
-    grads, seen = _by_depth(dy), _by_depth(x)
-    dw = np.zeros(weight_shape, dy.dtype)
-    k, c, _, r, s = weight_shape
-    settings = _of_images(stride, padding, dilation, groups)
-    for tap, out, depths in _taps(x.shape[2], dy.shape[2], weight_shape[2], stride[0], padding[0][0], dilation[0]):
-        by, given = grads[:, out], seen[:, depths]
-        dw[:, :, tap] = images.weight_grad(_flat(by), _flat(given), (k, c, r, s), *settings)
+def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray, of_images: OfImages) -> np.ndarray:
+    grads, seen = _by_depth(dy, problem.computed), _by_depth(x, problem.computed)
+    dw = np.zeros(problem.weight_shape, dy.dtype)
+    for tap, out, depths in _taps(problem):
+        by, given = _flat(grads[:, out]), _flat(seen[:, depths])
+        dw[:, :, tap] = of_images(_of_images(problem, len(by)), by, given)
     return dw
 
 
-def _of_images(stride: Sizes, padding: Pads, dilation: Sizes, groups: int) -> tuple[Any, ...]:
-    return stride[1:], padding[1:], dilation[1:], groups
+def _of_images(problem: Problem, count: int) -> Problem:
+    """The problem of one tap of the depth, for so many images."""
+    (_, c, _, *sizes), (_, k, _, *outputs) = problem.x_shape, problem.y_shape
+    (_, inside, _, *taps) = problem.weight_shape
+    return problem.of(
+        x_shape=(count, c, *sizes),
+        weight_shape=(k, inside, *taps),
+        y_shape=(count, k, *outputs),
+        stride=problem.stride[1:],
+        padding=problem.padding[1:],
+        dilation=problem.dilation[1:],
+        dtype=problem.computed,
+    )
 
 
-def _by_depth(volumes: np.ndarray) -> np.ndarray:
-    """Volumes (N, C, D, H, W) as images (N, D, C, H, W) of the type that is computed in."""
-    return np.ascontiguousarray(volumes.swapaxes(1, 2), compute_dtype(volumes.dtype))
+def _by_depth(volumes: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Volumes (N, C, D, H, W) as images (N, D, C, H, W)."""
+    return np.ascontiguousarray(volumes.swapaxes(1, 2), dtype)
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -95,10 +77,10 @@ def _by_channel(images: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(images.swapaxes(1, 2), dtype)
 
 
-def _taps(
-    depth: int, count: int, taps: int, stride: int, before: int, dilation: int
-) -> Iterator[tuple[int, slice, slice]]:
+def _taps(problem: Problem) -> Iterator[tuple[int, slice, slice]]:
     """For each tap that sees any of the input: which outputs see it, and where."""
+    depth, count, taps = problem.x_shape[2], problem.y_shape[2], problem.weight_shape[2]
+    stride, (before, _), dilation = problem.stride[0], problem.padding[0], problem.dilation[0]
     for tap in range(taps):
         first = tap * dilation - before
         low = max(0, -(first // stride))

@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..geometry import Padding, Pair, Shape
-from . import parallel
-from .arithmetic import compute_dtype
+from ..geometry import Pads, Pair, Sizes
+from . import conv_choice, parallel
+from .conv_choice import Problem
+from .images import reach
 from .parallel import SMALL_PRODUCT
 from .products import multiply
 from .scratch import Scratch, scratch
@@ -36,16 +37,8 @@ _SIDE = _TILE + _TAPS - 1
 _PLACES = _SIDE * _SIDE
 _POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 
-# Room for 36 numbers for each channel and tile of a block, which one thread takes from end to end.
-_BLOCK_BYTES = 5 << 18
-# A product takes at least so many tiles of a block: with many channels, some filters at a time.
+# A small convolution is worth four blocks too, of at least so many tiles.
 _LEAST_TILES = 32
-# With fewer channels or filters a group than this, the transforms cost more than the products save.
-_LEAST_CHANNELS = 32
-# Tiles times filters times channels: in a smaller convolution the steps are too many for their size.
-_LEAST_PRODUCT = 1 << 18
-# The filters' transforms are four times the filters.
-_MOST_FILTERS = 1 << 16
 # Partial sums of a weight gradient, each as large as the filters' transforms.
 _SUMS_BYTES = 20 << 20
 _MOST_SUMS = 8
@@ -74,23 +67,6 @@ _A_T, _B_T = _A_T.astype(np.float32), _B_T.astype(np.float32)
 _A = np.ascontiguousarray(_A_T.T)
 
 
-def serves(dtype: np.dtype, shape: Shape, weight_shape: Shape, stride: Pair, dilation: Pair, groups: int) -> bool:
-    """Whether this is the way to compute a convolution of `shape`, or a gradient by it."""
-    n, _, p, q = shape
-    k, c = weight_shape[:2]
-    if weight_shape[2:] != (_TAPS, _TAPS) or stride != (1, 1) or dilation != (1, 1):
-        return False
-    if compute_dtype(dtype) != np.float32 or min(k // groups, c) < _LEAST_CHANNELS or k * c > _MOST_FILTERS:
-        return False
-    down, across = -(-p // _TILE), -(-q // _TILE)
-    tiles = n * down * across
-    enough = tiles >= 2 * _LEAST_TILES and tiles * k * c >= _LEAST_PRODUCT
-    # Tiles reach past the edges of small images: of 16 outputs at least 10 must be wanted.
-    whole = 10 * down * across <= p * q
-    narrow = 4 * _PLACES * across * max(k, c * groups) <= 4 * _BLOCK_BYTES
-    return enough and whole and narrow
-
-
 class _Block(NamedTuple):
     """Some rows of tiles of some images."""
 
@@ -117,29 +93,37 @@ class _Buffers:
         return held[:size].reshape(shape)
 
 
-def forward(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    shape: Shape,
-    padding: Padding,
-    groups: int,
-    transposed: bool = False,
-) -> np.ndarray | None:
-    """The convolution of `shape`; None if any of it is not finite.
+def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray | None:
+    """The convolution; None if any of it is not finite."""
+    return _convolve(x, weight, bias, problem.y_shape, problem.padding, problem.groups)
 
-    If `transposed`, by the filters flipped and with inputs and outputs exchanged, as for the input gradient.
-    """
-    with scratch() as memory:
-        transforms = memory.empty((_PLACES, weight.shape[0] * weight.shape[1]), _A.dtype)
-        filters = _transform(weight, groups, transposed, transforms)
-        return _convolve(x, filters if transposed else filters.swapaxes(2, 3), bias, shape, padding)
+
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """The input gradient; None if any of it is not finite."""
+    seen, around = reach(problem, dy)
+    return _convolve(seen, weight, None, problem.x_shape, around, problem.groups, transposed=True)
 
 
 def _convolve(
-    x: np.ndarray, filters: np.ndarray, bias: np.ndarray | None, shape: Shape, padding: Padding
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    shape: Sizes,
+    padding: Pads,
+    groups: int,
+    transposed: bool = False,
 ) -> np.ndarray | None:
-    """`forward` with the filters' transforms (36, groups, C / groups, K / groups)."""
+    """The convolution of `shape`; if `transposed`, by the filters flipped and with inputs and outputs exchanged."""
+    with scratch() as memory:
+        transforms = memory.empty((_PLACES, weight.shape[0] * weight.shape[1]), _A.dtype)
+        filters = _transform(weight, groups, transposed, transforms)
+        return _by_blocks(x, filters if transposed else filters.swapaxes(2, 3), bias, shape, padding)
+
+
+def _by_blocks(
+    x: np.ndarray, filters: np.ndarray, bias: np.ndarray | None, shape: Sizes, padding: Pads
+) -> np.ndarray | None:
+    """The convolution by the filters' transforms (36, groups, C / groups, K / groups)."""
     groups = filters.shape[1]
     across = -(-shape[3] // _TILE)
     before = (padding[0][0], padding[1][0])
@@ -163,9 +147,10 @@ def _convolve(
     return y if finite else None
 
 
-def weight_grad(dy: np.ndarray, x: np.ndarray, weight_shape: Shape, padding: Padding, groups: int) -> np.ndarray | None:
+def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray | None:
     """The weight gradient; None if any of it is not finite."""
-    outputs, inside = weight_shape[0] // groups, weight_shape[1]
+    weight_shape, padding, groups = problem.weight_shape, problem.padding, problem.groups
+    outputs, inside = problem.outputs, problem.inside
     across = -(-dy.shape[3] // _TILE)
     before = (padding[0][0], padding[1][0])
     blocks = _blocks(dy.shape, max(x.shape[1], dy.shape[1]))
@@ -225,12 +210,12 @@ def _transform(weight: np.ndarray, groups: int, flipped: bool, transforms: np.nd
     return transforms.reshape(_PLACES, groups, k // groups, c)
 
 
-def _blocks(shape: Shape, channels: int) -> list[_Block]:
+def _blocks(shape: Sizes, channels: int) -> list[_Block]:
     """The tiles of images (N, K, P, Q) in blocks of about one size."""
     n, _, p, q = shape
     down, across = -(-p // _TILE), -(-q // _TILE)
-    # A small convolution is worth four blocks too.
-    tiles = max(1, min(_BLOCK_BYTES // (4 * _PLACES * channels), max(_LEAST_TILES, n * down * across // 4)))
+    fit = conv_choice.TILE_BLOCK_BYTES // (4 * _PLACES * channels)
+    tiles = max(1, min(fit, max(_LEAST_TILES, n * down * across // 4)))
     rows = max(1, min(tiles // across, down))
     images = max(1, min(tiles // (across * down), n))
     whole, parts = (parallel.split(count, parallel.evenly(count, most)) for count, most in ((n, images), (down, rows)))

@@ -1,0 +1,220 @@
+"""Which way computes a convolution on NumPy: one table, from the problem's shapes, settings and type.
+
+The first row that applies wins; where that way meets what is not finite, the next one takes over. All thresholds of
+convolution are in this file: change them here and nowhere else. They were measured in float32 on two cores with 1 MB
+of second-level cache each, against NumPy's OpenBLAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from ..geometry import Pads, Sizes
+from .arithmetic import compute_dtype
+from .parallel import SMALL_PRODUCT
+
+FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
+
+# Depthwise: filters of a channel, and phases of the stride.
+MOST_FILTERS = 4
+MOST_PHASES = 16
+
+# Winograd. With fewer channels or filters a group, the transforms cost more than the products save; in a smaller
+# convolution (tiles times filters times channels) the steps are too many for their size. The filters' transforms are
+# four times the filters. A block of tiles has 36 numbers for each channel and tile.
+LEAST_CHANNELS = 32
+LEAST_TILES = 64
+LEAST_PRODUCT = 1 << 18
+MOST_WEIGHTS = 1 << 16
+TILE_BLOCK_BYTES = 5 << 18
+
+# Interleaved. To interleave takes time for each element of the output and saves it for each row of an image's columns.
+# A product has at least so many columns before it is too large for one thread.
+MOST_OUTPUTS = 192
+LEAST_COLUMNS = 64
+IMAGE_BLOCK_BYTES = 5 << 19
+
+# Columns of a piece: of small products for one of our threads each, of large ones for the threads of BLAS.
+SMALL_PIECE_BYTES = 1 << 20
+LARGE_PIECE_BYTES = 4 << 20
+# A pitch (`columns.py`) saves about 8 ns for each row of the columns and costs products with what has no meaning.
+MOST_WASTE = 350
+
+# Larger convolutions are computed a box of the result at a time, so that no way takes more than 32 MB of its own: by
+# the columns of one line of outputs, by the images of one channel with their columns, by whole volumes.
+LINE_BYTES = 4 << 20
+PLANE_BYTES = 6 << 20
+VOLUME_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution of x (N, C, *sizes) by (K, C / groups, *taps) to y (N, K, *outputs), or one of its gradients."""
+
+    operation: str
+    x_shape: Sizes
+    weight_shape: Sizes
+    y_shape: Sizes
+    stride: Sizes
+    padding: Pads
+    dilation: Sizes
+    groups: int
+    dtype: np.dtype  # of the arrays
+
+    @cached_property
+    def computed(self) -> np.dtype:
+        """The type of products and sums."""
+        return compute_dtype(self.dtype)
+
+    @property
+    def outputs(self) -> int:
+        """Filters of a group."""
+        return self.weight_shape[0] // self.groups
+
+    @property
+    def inside(self) -> int:
+        """Channels of a group."""
+        return self.weight_shape[1]
+
+    @property
+    def taps(self) -> Sizes:
+        return self.weight_shape[2:]
+
+    @property
+    def depth(self) -> int:
+        """Products of a sum: channels of a group times taps."""
+        return prod(self.weight_shape[1:])
+
+    @property
+    def made(self) -> Sizes:
+        """What is made of another array by a sum over taps: y, or x for the input gradient."""
+        return self.x_shape if self.operation == INPUT_GRAD else self.y_shape
+
+    @property
+    def image_bytes(self) -> int:
+        """The columns of an image, of x and of dy for the input gradient, on average."""
+        rows = self.groups * (self.depth + self.outputs * self.taps[1]) // 2
+        return self.computed.itemsize * rows * self.y_shape[2] * max(self.y_shape[3], self.x_shape[3])
+
+    def of(self, **changes: object) -> Problem:
+        """The same with some changes."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+class Row(NamedTuple):
+    """A way, and when it is chosen. `depthwise`, `volumes`, `winograd`, `interleaved` and `images` are modules."""
+
+    way: str
+    applies: Callable[[Problem], bool]
+
+
+def _is_depthwise(p: Problem) -> bool:
+    return p.groups > 1 and p.inside == 1 and p.outputs <= MOST_FILTERS and prod(p.stride) <= MOST_PHASES
+
+
+def _has_volumes(p: Problem) -> bool:
+    return len(p.stride) == 3
+
+
+def _saves_products(p: Problem) -> bool:
+    """3 x 3 taps at stride 1 over enough channels, filters and tiles of 4 x 4 outputs."""
+    if p.taps != (3, 3) or p.stride != (1, 1) or p.dilation != (1, 1) or p.computed != np.float32:
+        return False
+    k, c = p.weight_shape[:2]
+    if min(p.outputs, p.inside) < LEAST_CHANNELS or k * c > MOST_WEIGHTS:
+        return False
+    n, _, height, width = p.made
+    down, across = -(-height // 4), -(-width // 4)
+    tiles = n * down * across
+    # Tiles reach past the edges of small images: of 16 outputs at least 10 must be wanted.
+    whole = 10 * down * across <= height * width
+    narrow = 4 * 36 * across * max(k, c * p.groups) <= 4 * TILE_BLOCK_BYTES
+    return tiles >= LEAST_TILES and tiles * k * c >= LEAST_PRODUCT and whole and narrow
+
+
+def _has_small_images(p: Problem) -> bool:
+    elements = prod(p.y_shape[1:])
+    few = elements <= MOST_OUTPUTS * (16 + p.groups * p.depth)
+    thin = p.outputs * p.depth * LEAST_COLUMNS <= SMALL_PRODUCT
+    fits = p.x_shape[0] > 0 and 0 < p.image_bytes <= IMAGE_BLOCK_BYTES
+    # dy is unfolded along the width as it is, without zeros between what a stride keeps apart.
+    unfolds = p.operation != INPUT_GRAD or p.stride[1] == 1
+    return few and thin and fits and unfolds and p.depth > p.inside
+
+
+def _is_cheaper_unfolded(p: Problem) -> bool:
+    """For each tap unfolding dy writes K rows and folding adds C rows, at about twice the price."""
+    few = prod(p.taps) == 1 or p.weight_shape[0] <= 2 * p.x_shape[1]
+    return p.operation == INPUT_GRAD and p.stride == (1, 1) and few
+
+
+def _always(p: Problem) -> bool:
+    return True
+
+
+TABLE = (
+    Row("depthwise", _is_depthwise),
+    Row("volumes", _has_volumes),
+    Row("winograd", _saves_products),
+    Row("interleaved", _has_small_images),
+    Row("flipped", _is_cheaper_unfolded),
+    Row("columns", _always),
+)
+
+
+def ways(problem: Problem) -> Iterator[str]:
+    """The ways that apply, the best first."""
+    return (row.way for row in TABLE if row.applies(problem))
+
+
+def pitches(problem: Problem) -> bool:
+    """Whether columns have the pitch of the padded image."""
+    waste = _waste(problem)
+    worth = problem.outputs * waste < MOST_WASTE and 2 * problem.depth > 3 * problem.outputs
+    return problem.stride == (1, 1) and (waste == 0 or worth)
+
+
+def small_rows(problem: Problem, pitched: bool) -> int:
+    """How many rows of the output a product may have for one thread; 0 where the threads of BLAS are to share it."""
+    width = problem.y_shape[3] + _waste(problem) * pitched
+    rows = SMALL_PRODUCT // max(1, problem.outputs * problem.depth * width)
+    return rows if rows >= min(4, problem.y_shape[2]) else 0
+
+
+def box(problem: Problem, way: str) -> tuple[int, Sizes]:
+    """The most images, and the largest sizes along the axes, of what is made at once."""
+    n, _, *sizes = problem.made
+    size = problem.computed.itemsize
+    if way == "depthwise":
+        return n, _within(sizes, PLANE_BYTES // (4 * size * prod(problem.stride)))
+    if way == "volumes":
+        most = VOLUME_BYTES // (size * (problem.x_shape[1] + 2 * problem.y_shape[1]))
+        return max(1, min(n, most // max(1, prod(sizes)))), _within(sizes, most)
+    if way == "columns" and problem.operation == INPUT_GRAD:
+        rows = 1 + -(-(prod(problem.taps) + problem.weight_shape[0]) // prod(problem.stride))
+        return n, _within(sizes, PLANE_BYTES // (size * rows))
+    if way in ("columns", "flipped"):
+        rows = problem.dilation[0] * (problem.taps[0] - 1) + 1
+        channels = problem.weight_shape[0] if way == "flipped" else problem.x_shape[1]
+        line = size * channels * max(prod(problem.taps), rows * problem.stride[1])
+        return n, (*sizes[:-1], max(1, min(sizes[-1], LINE_BYTES // max(1, line))))
+    return n, tuple(sizes)
+
+
+def _waste(problem: Problem) -> int:
+    """Positions beside each row of the output that a pitch adds."""
+    return problem.x_shape[3] + sum(problem.padding[1]) - problem.y_shape[3]
+
+
+def _within(sizes: list[int], most: int) -> Sizes:
+    """The sizes of a box of at most so many elements (or one), cut along the first axes."""
+    kept: list[int] = []
+    for size in reversed(sizes):
+        kept.append(max(1, min(size, most // max(1, prod(kept)))))
+    return tuple(reversed(kept))
