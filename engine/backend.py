@@ -168,6 +168,14 @@ def transfer(array: Any, device: Device) -> Any:
         return cupy().asarray(array)
 
 
+def constant(array: Any, device: Device) -> Any:
+    """A number of the program, as an array of no dimensions, on `device`: CuPy fills it in, which a graph can do."""
+    if not isinstance(array, np.ndarray) or device.type == "cpu":
+        return transfer(array, device)
+    with on_device(device):
+        return cupy().asarray(array)
+
+
 def device_count() -> int:
     """The number of GPUs that answer; 0 without CuPy or a driver."""
     return cupy().cuda.runtime.getDeviceCount() if cuda_is_available() else 0

@@ -334,7 +334,8 @@ def as_array(data: Any, dtype: Any = None) -> Any:
     else:
         array = _from_python(data)
         if (device := backend.default_device()).type != "cpu":
-            array = backend.transfer(array if dtype is None else array.astype(as_dtype(dtype)), device)
+            bring = backend.constant if isinstance(data, bool | int | float) else backend.transfer
+            array = bring(array if dtype is None else array.astype(as_dtype(dtype)), device)
     dtype = as_dtype(array.dtype if dtype is None else dtype)
     return array if array.dtype == dtype else array.astype(dtype)
 

@@ -12,6 +12,7 @@ from .. import kernels
 from ..engine import Tensor
 from ..engine.backend import Device, device_of, transfer
 from ..engine.grad_mode import mode
+from ..engine.recorder import refuse
 from ..engine.tensor import wrap
 
 Tensors = Tensor | Iterable[Tensor]
@@ -90,6 +91,8 @@ def _total_norm(name: str, arrays: list[Any], norm_type: float, error_if_nonfini
     first = next(iter(devices))
     norms = [transfer(kernels.grad_norm(same, order), first) for same in devices.values()]
     total = norms[0] if len(norms) == 1 else kernels.grad_norm(norms, order)
+    if error_if_nonfinite:
+        refuse("look whether the norm is finite")
     if error_if_nonfinite and not math.isfinite(total.item()):
         raise RuntimeError(f"{name}: the norm of the gradients is {total.item()}; nothing was changed")
     return total

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import as_device, default_device, device_of, is_array, module_of, on_device, transfer
+from ..backend import as_device, constant, default_device, device_of, is_array, module_of, on_device, transfer
 from ..dtypes import as_dtype, bool_, get_default_dtype, int64
 from ..tensor import Tensor, as_array, wrap
 from .define import public
@@ -44,7 +44,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
         place = device_of(array)
     else:
         place = default_device()
-    result = transfer(array, place)
+    result = (constant if isinstance(data, bool | int | float) else transfer)(array, place)
     given = data._data if isinstance(data, Tensor) else data
     foreign = not (is_array(given) or isinstance(given, list | tuple | int | float))  # may share its memory with NumPy
     return finished(result.copy() if result is given or foreign else result, requires_grad)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import inplace
-from ..backend import array_module, device_of, transfer
+from ..backend import array_module, constant, device_of, transfer
 from ..grad_mode import mode
 from ..operation import Operation
 from ..tensor import Tensor, as_array, wrap
@@ -127,7 +127,8 @@ def setitem(input: Tensor, index: Any, value: Any) -> None:
         value = value.to(dtype=input.dtype, device=input.device)
     else:
         array = as_array(value, getattr(value, "dtype", None) or input.dtype)
-        value = wrap(transfer(array.astype(input.dtype, copy=False), device_of(input._data)))
+        bring = constant if isinstance(value, bool | int | float) else transfer
+        value = wrap(bring(array.astype(input.dtype, copy=False), device_of(input._data)))
     basic, arrays = parse(index, input._data)
     if arrays is None:
         target = Select.apply(input, index=basic)
