@@ -98,8 +98,8 @@ def compile_kernels(
 
 
 def runs_on(kernel: Kernel, arch: str) -> bool:
-    """Whether devices of an architecture such as "sm_90" are new enough for the kernel."""
-    return _capability(arch) >= kernel.least
+    """Whether devices of an architecture such as "sm_90" run the kernel."""
+    return kernel.runs_on(_capability(arch))
 
 
 def resources_of(kernels: Sequence[Kernel], archs: Sequence[str], together: int = 20) -> Iterator[Resources]:
@@ -176,15 +176,15 @@ def _compiler_name() -> str:
 
 
 def _groups(kernels: Sequence[Kernel], size: int) -> Iterator[list[Kernel]]:
-    for source in dict.fromkeys(kernel.source for kernel in kernels):
-        of_source = [kernel for kernel in kernels if kernel.source == source]
+    for source in dict.fromkeys((kernel.source, kernel.only) for kernel in kernels):
+        of_source = [kernel for kernel in kernels if (kernel.source, kernel.only) == source]
         for start in range(0, len(of_source), size):
             yield of_source[start : start + size]
 
 
 def _compile(kernels: Sequence[Kernel], arch: str) -> list[Resources]:
     start = time.perf_counter()
-    compiled = launch.compile_for(kernels, arch)
+    compiled = launch.compile_for(kernels, kernels[0].only or arch)
     seconds = (time.perf_counter() - start) / len(kernels)
     shares = {
         kernel: machine_code.tensor_share(one.cubin, one.symbol, _capability(arch)) or (None, None)

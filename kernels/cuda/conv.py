@@ -13,9 +13,9 @@ from typing import Any
 
 from .. import geometry, precision
 from ..geometry import Pads, Sizes
-from . import autotune, conv_mma, depthwise, epilogue, launch
+from . import autotune, conv_mma, conv_wgmma, depthwise, epilogue, launch
 from .conv_axes import THREADS, axes_split, before, check_sizes, pitches, struct_type, three
-from .conv_choice import FORWARD, INPUT_GRAD, Direct, Problem, TensorTile, Variant
+from .conv_choice import FORWARD, INPUT_GRAD, BulkTile, Direct, Problem, TensorTile, Variant
 from .launch import divide_up
 
 Array = Any
@@ -77,7 +77,7 @@ def conv(
         "target_first": 0,
         "target": pitches(out),
     }
-    problem = _problem(FORWARD, x, groups, filters // groups, channels, taps, pixels)
+    problem = _problem(FORWARD, x, groups, filters // groups, channels, taps, pixels, [only])
     _run(problem, x, weight, y, [only], bias, residual, activation)
     return y
 
@@ -105,7 +105,6 @@ def conv_input_grad(
     classes = list(itertools.product(*(_residues(*axis) for axis in axes)))
     most_pixels = input_shape[0] * max((math.prod(r.positions for r in residues) for residues in classes), default=0)
     most_taps = [max(residues[axis].taps for residues in classes) for axis in range(3)] if classes else (0, 0, 0)
-    problem = _problem(INPUT_GRAD, dy, groups, channels, filters // groups, most_taps, most_pixels)
     passes = []
     for residues in classes:
         met = all(residue.taps > 0 for residue in residues)
@@ -133,12 +132,20 @@ def conv_input_grad(
             "target": [step * pitch for step, pitch in zip(steps, size_pitches, strict=True)],
         }
         passes.append(fields)
+    problem = _problem(INPUT_GRAD, dy, groups, channels, filters // groups, most_taps, most_pixels, passes)
     _run(problem, dy, weight, dx, passes)
     return dx
 
 
 def _problem(
-    operation: str, source: Array, groups: int, rows: int, channels: int, taps: Sequence[int], pixels: int
+    operation: str,
+    source: Array,
+    groups: int,
+    rows: int,
+    channels: int,
+    taps: Sequence[int],
+    pixels: int,
+    passes: Sequence[dict[str, Any]],
 ) -> Problem:
     return Problem(
         operation=operation,
@@ -151,6 +158,7 @@ def _problem(
         taps=math.prod(taps),
         pixels=pixels,
         places=math.prod(source.shape[2:]),
+        bulk=conv_wgmma.possible(passes),
     )
 
 
@@ -166,7 +174,7 @@ def _run(
 ) -> None:
     def run(variant: Variant) -> None:
         given = source, weight, passes
-        if isinstance(variant, TensorTile):
+        if isinstance(variant, TensorTile | BulkTile):
             given = conv_mma.with_channels_last(variant, problem, *given)
         *arrays, described = given
         for fields in described:
@@ -185,7 +193,7 @@ def _gather(
     else:
         blocks = groups * divide_up(rows, variant.rows) * divide_up(pixels, variant.columns)
     threads, shared_bytes = THREADS, 0
-    if isinstance(variant, TensorTile):
+    if isinstance(variant, TensorTile | BulkTile):
         threads, shared_bytes = variant.threads, variant.shared_bytes
     in_order = fields["target_plane"] == plane and tuple(fields["target"]) == pitches(fields["out"])
     aligned = all(array is None or launch.aligned(array, 16) for array in (target, given[-1]))
@@ -194,7 +202,11 @@ def _gather(
     more = {"ahead": taps, "ahead_channels": channels, "activation": activation, "packed": packed}
     settings = launch.struct(_GATHER, **axes_split(**fields, **more))
     kernel = variant.kernel(FORWARD, launch.c_type(target.dtype))
-    launch.launch(kernel, (blocks,), (threads,), [*given, target, settings], shared_bytes)
+    arrays, reached = [*given, target], []
+    if isinstance(variant, BulkTile) and blocks:
+        source, filters, *_ = given
+        arrays[:2], reached = conv_wgmma.maps(source, filters, fields), [source, filters]
+    launch.launch(kernel, (blocks,), (threads,), [*arrays, settings], shared_bytes, reached)
 
 
 def _stage(variant: Variant, fields: dict[str, Any], itemsize: int) -> Sequence[int]:

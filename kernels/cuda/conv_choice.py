@@ -39,6 +39,7 @@ class Problem:
     taps: int
     pixels: int  # of all images
     places: int  # of a channel of the source
+    bulk: bool = False  # whether bulk tensor copies can bring its tiles (conv_wgmma.possible)
 
     @property
     def columns(self) -> int:
@@ -111,7 +112,24 @@ class TensorTile:
         return Kernel(source, f"{name}<{c_type}, {sizes}, {str(self.strict).lower()}>", least=80)
 
 
-Variant = Direct | Tile | TensorTile
+@dataclass(frozen=True)
+class BulkTile:
+    """What a block computes by wgmma, from the same copies: sm_90a only."""
+
+    rows = columns = 128
+    threads = 256
+    strict = False
+    # Stages of two tiles of 64 channels, moved to a multiple of 1024.
+    shared_bytes = _STAGES * (rows + columns) * 128 + 1024
+
+    def padded(self, channels: int, c_type: str) -> int:
+        return divide_up(channels, 8) * 8
+
+    def kernel(self, operation: str, c_type: str) -> Kernel:
+        return Kernel("conv_wgmma.cu", f"gather_wgmma<{c_type}>", least=90, only="sm_90a")
+
+
+Variant = Direct | Tile | TensorTile | BulkTile
 
 
 @dataclass(frozen=True)
@@ -131,14 +149,15 @@ class Row:
 
     def can_run(self, problem: Problem) -> bool:
         fits = True
-        if isinstance(self.variant, TensorTile):
+        if isinstance(self.variant, TensorTile | BulkTile):
             padded = self.variant.padded(problem.channels, problem.c_type)
             fits = problem.reduction > 0 and problem.places * padded <= MOST_ELEMENTS
         return (
             fits
+            and (problem.bulk or not isinstance(self.variant, BulkTile))
             and problem.operation in self.operations
             and problem.c_type in self.types
-            and problem.capability >= self.variant.kernel(problem.operation, problem.c_type).least
+            and self.variant.kernel(problem.operation, problem.c_type).runs_on(problem.capability)
             and (problem.c_type != "float" or problem.precision in self.precision)
         )
 
@@ -152,7 +171,7 @@ class Row:
         )
 
 
-def blocks(tile: Tile | TensorTile, problem: Problem) -> int:
+def blocks(tile: Tile | TensorTile | BulkTile, problem: Problem) -> int:
     """How many tiles cover the results of all groups."""
     return problem.groups * divide_up(problem.rows, tile.rows) * divide_up(problem.columns, tile.columns)
 
@@ -202,6 +221,7 @@ def _tensor_weight_grad_rows(types: Sequence[str], precision: Sequence[str], str
 # Widest first. A wide tile loads less for each multiplication; a narrow one leaves less of itself empty and gives more
 # blocks. The sums of the widest tiles of doubles would not fit into the registers.
 TABLE = (
+    Row(BulkTile(), GATHERS, _HALVES, least_rows=65, least_reduction=128, least_blocks=_FILLED),
     *(row for mode in _MODES for row in (*_tensor_rows(*mode), *_tensor_weight_grad_rows(*mode))),
     Row(Tile(128, 128, 8, 8), GATHERS, _NO_DOUBLE, least_rows=65, least_reduction=_FEW, least_blocks=_FILLED),
     Row(Tile(64, 128, 4, 8), GATHERS, least_rows=33, least_reduction=_FEW, least_blocks=_FILLED),

@@ -6,10 +6,15 @@ by one that runs the same source on the host.
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import io
 import math
+import os
 import re
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +27,8 @@ import numpy as np
 
 from . import cublaslt, cupy_cache
 from .cublaslt import Pointers, Product
+from .tensor_map import TensorMap
+from .tensor_map import encode as encode_tensor_map
 
 SOURCE_FOLDER = Path(__file__).parent / "src"
 
@@ -58,13 +65,18 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
 class Kernel:
     """One variant of a kernel: a file, and the C++ name of a function in it with its template arguments.
 
-    `least` is the capability that a device needs to run it.
+    `least` is the capability that a device needs to run it; `only` the architecture whose instructions it has where
+    no newer one has them, such as "sm_90a".
     """
 
     source: str
     name: str
     folder: Path = SOURCE_FOLDER
     least: int = OLDEST_CAPABILITY
+    only: str | None = None
+
+    def runs_on(self, capability: int) -> bool:
+        return capability == self.least if self.only else capability >= self.least
 
     def text(self) -> str:
         """The source with our own headers put in place of their `#include` lines."""
@@ -90,6 +102,8 @@ class Launcher(Protocol):
     def shared_bytes(self, array: Any) -> int: ...
 
     def capability(self, array: Any) -> int: ...
+
+    def encode(self, tensor_map: TensorMap, array: Any) -> np.ndarray: ...
 
     def description(self, array: Any) -> str: ...
 
@@ -156,6 +170,9 @@ class CupyLauncher:
         if device.id not in self._capabilities:
             self._capabilities[device.id] = int(device.compute_capability)
         return self._capabilities[device.id]
+
+    def encode(self, tensor_map: TensorMap, array: Any) -> np.ndarray:
+        return encode_tensor_map(tensor_map, self.pointer(array))
 
     def description(self, array: Any) -> str:
         return _description(array.device.id)
@@ -236,6 +253,8 @@ class CupyLauncher:
 def _compiled(kernel: Kernel) -> Any:
     import cupy
 
+    if kernel.only:
+        return _compiled_for(kernel, kernel.only)
     module = cupy.RawModule(code=kernel.text(), options=OPTIONS, name_expressions=(kernel.name,))
     try:
         return module.get_function(kernel.name)
@@ -263,14 +282,35 @@ def _keep_busy() -> None:
         scratch.data.memset_async(0, scratch.nbytes)
 
 
+def _compiled_for(kernel: Kernel, arch: str) -> Any:
+    """As `_compiled`, for an architecture that CuPy does not pass to the compiler; kept beside what CuPy keeps."""
+    import cupy
+
+    version = importlib.import_module("cupy_backends.cuda.libs.nvrtc").getVersion()
+    key = "\0".join([str(version), *OPTIONS, arch, kernel.name, kernel.text()])
+    path = cupy_cache.folder() / f"adjoint-{hashlib.sha256(key.encode()).hexdigest()[:40]}.cubin"
+    names = path.with_suffix(".symbol")
+    if not (path.exists() and names.exists()):
+        compiled = compile_for([kernel], arch)[kernel]
+        if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1":
+            path = Path(tempfile.mkdtemp(prefix="adjoint-")) / path.name
+            names = path.with_suffix(".symbol")
+        for target, content in ((path, compiled.cubin), (names, compiled.symbol.encode())):
+            temporary = target.with_name(f"{target.name}-{os.getpid()}-{threading.get_ident()}")
+            temporary.write_bytes(content)
+            temporary.replace(target)
+    return cupy.RawModule(path=str(path)).get_function(names.read_text())
+
+
 def _require_capability(kernel: Kernel, device_id: int) -> None:
     import cupy
 
     capability = int(cupy.cuda.Device(device_id).compute_capability)
-    if capability < kernel.least:
+    if not kernel.runs_on(capability):
         name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
+        newer = "and no other" if kernel.only else "or newer"
         raise RuntimeError(
-            f"{kernel} needs compute capability {_version(kernel.least)} or newer; device {device_id}, {name}, has "
+            f"{kernel} needs compute capability {_version(kernel.least)} {newer}; device {device_id}, {name}, has "
             f"{_version(capability)}. NumPy arrays work everywhere"
         )
 
@@ -328,6 +368,11 @@ def reach(array: Any) -> int:
 def multiply(product: Product, pointers: Pointers, like: Any) -> bool:
     """Let cuBLASLt compute a product on the device of the array `like`; False where it does not."""
     return launcher.multiply(product, pointers, like)
+
+
+def encode(tensor_map: TensorMap, array: Any) -> np.ndarray:
+    """A map of the array for bulk tensor copies, as an argument of a launch. The array must be named in `reached`."""
+    return launcher.encode(tensor_map, array)
 
 
 def contiguous(array: Any) -> Any:
@@ -459,6 +504,7 @@ def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, Compiled]:
     except compiler.CompileException as error:
         raise _compile_error(kernels, error, f" for {arch}") from error
     entries = {entry.partition("'")[0]: entry for entry in log.getvalue().split("Compiling entry function '")}
+    cubin += b"\0"  # CuPy takes the last byte, which is zero, for the end of a text
     found = {kernel: symbols[kernel.name] for kernel in kernels}
     return {kernel: Compiled(cubin, symbol, entries[symbol]) for kernel, symbol in found.items()}
 

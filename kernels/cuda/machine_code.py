@@ -16,7 +16,7 @@ _NOP = 0x918
 _EXIT = 0x94D
 _BRANCH = 0x947
 _UNIFORM_BRANCH = 0x547  # from sm_100 on, at a condition that a warp has in common
-_PRODUCT = 0x23C  # HMMA: all products of halves, bfloat16 and tf32 with float sums
+_PRODUCTS = (0x23C, 0x9F0)  # HMMA, all products of halves, bfloat16 and tf32 with float sums; HGMMA, those of wgmma
 _ALWAYS = 7  # the predicate of an instruction that has none
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")  # name, type, flags, address, offset, size, ...
@@ -32,7 +32,7 @@ def tensor_share(cubin: bytes, symbol: str, capability: int) -> tuple[float, flo
     """
     code = _words(_section(cubin, f".text.{symbol}"))
     operations = [low & _OPERATION for low, _ in code]
-    products = [0, *accumulate(operation == _PRODUCT for operation in operations)]
+    products = [0, *accumulate(operation in _PRODUCTS for operation in operations)]
     instructions = [0, *accumulate(operation != _NOP for operation in operations)]
     loops = [loop for loop in _loops(code, capability) if products[loop.stop] > products[loop.start]]
     innermost = [loop for loop in loops if not any(_within(other, loop) for other in loops)]
@@ -56,7 +56,7 @@ def _shortest_way(code: Sequence[tuple[int, int]], loop: range, capability: int)
         low, high = code[number]
         operation, always = low & _OPERATION, low >> 12 & 0xF == _ALWAYS
         products, instructions = best[number]
-        after = products - (operation == _PRODUCT), instructions + (operation != _NOP)
+        after = products - (operation in _PRODUCTS), instructions + (operation != _NOP)
         if number == loop.stop - 1:
             return -after[0], after[1]
         following = []

@@ -166,6 +166,7 @@ template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int d, int width
 #undef CALLER
 
 #include "mma.h"
+#include "wgmma.h"
 
 // ---- the entry points that Python calls
 

@@ -46,6 +46,19 @@ struct Copy {
     unsigned char data[16];
 };
 
+// A copy that a barrier of a block waits for.
+struct BulkCopy {
+    const void* barrier;
+    void* to;
+    std::vector<unsigned char> data;
+};
+
+// A thread's part of a product of tiles that has begun.
+struct Product {
+    uint64_t a, b, group;
+    void (*run)(const Product&, float* sums);
+};
+
 struct Thread {
     CudaIndex index;
     Fibre* fibre = nullptr;  // null before it begins
@@ -60,6 +73,10 @@ struct Thread {
     void* registers = nullptr;  // brought to a meeting of the warp whose last lane works for all
     std::vector<Copy> copies;
     uint64_t groups = 0;  // of copies, that have been committed
+    std::vector<Product> products;
+    uint64_t product_groups = 0;
+    float *sums_at = nullptr, sums[64];  // of products that have begun
+    bool fenced = false;
 };
 
 struct State {
@@ -79,6 +96,7 @@ struct State {
     unsigned char* shared = nullptr;
     size_t shared_bytes = 0;
     std::vector<trace::Memory> shared_variables;
+    std::vector<BulkCopy> bulk_copies;
     uint64_t random = 0;  // zero: plain order
     void (*body)(const void*) = nullptr;
     const void* context = nullptr;
@@ -236,6 +254,7 @@ inline void begin_block() {
     state.ended = state.arrived = 0;
     state.ready.clear();
     state.held.clear();
+    state.bulk_copies.clear();
     state.next = 0;
     // No warp in every other block: there all of them are shuffled alike.
     state.held_warp = state.random && random_below(2) ? int(random_below(unsigned(state.threads.size()))) / warpSize : -1;
@@ -243,7 +262,9 @@ inline void begin_block() {
         thread.fibre = nullptr;
         thread.ended = false;
         thread.copies.clear();
-        thread.groups = 0;
+        thread.products.clear();
+        thread.groups = thread.product_groups = 0;
+        thread.fenced = false;
         make_ready(thread);
     }
     // Not-a-number in every floating type.
@@ -275,6 +296,12 @@ inline void wait() {
     next->fibre = state.idle.back();
     state.idle.pop_back();
     switch_to(next->fibre);
+}
+
+// Others run, also those of a warp that is held back.
+inline void yield() {
+    (state.random ? state.held : state.ready).push_back(number_of(*state.current));
+    wait();
 }
 
 // What a fibre does: it runs the current thread, then others.

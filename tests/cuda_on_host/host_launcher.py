@@ -12,6 +12,7 @@ import numpy as np
 
 from adjoint.kernels.cuda.cublaslt import CublasLt, Pointers, Product, workspace_bytes
 from adjoint.kernels.cuda.launch import Kernel, reach
+from adjoint.kernels.cuda.tensor_map import LINE, TensorMap
 from adjoint.kernels.report.occupancy import LIMITS
 
 from . import trace as tracing
@@ -22,6 +23,16 @@ Index = tuple[int, int, int]
 Ends = int | Callable[[Index], Iterable[Index]]
 
 STREAM = 0x57EA  # the number of the one stream there is
+
+
+# `TensorMap` of wgmma.h.
+_TENSOR_MAP = np.dtype(
+    [
+        *(("address", np.int64), ("strides", np.int64, 3), ("dims", np.int32, 4), ("box", np.int32, 4)),
+        *((name, np.int32, 2) for name in ("lower", "upper", "steps")),
+        *(("window", np.int32), ("padding", np.int32, 9)),
+    ]
+)
 
 
 class CudaOnHostError(RuntimeError):
@@ -88,6 +99,18 @@ class HostLauncher:
     def capability(self, array: Any) -> int:
         return self.of_device
 
+    def encode(self, tensor_map: TensorMap, array: Any) -> np.ndarray:
+        encoded, window = np.zeros(1, _TENSOR_MAP), tensor_map.window
+        encoded["address"], encoded["strides"] = self.pointer(array), tensor_map.strides
+        encoded["dims"], encoded["box"], encoded["window"] = tensor_map.dims, tensor_map.box, window is not None
+        if window is None:
+            return encoded
+        if not window.is_possible():
+            raise ValueError(f"the driver encodes no such window: {window}")
+        encoded["box"] = (LINE, tensor_map.lines, 1, 1)
+        encoded["lower"], encoded["upper"], encoded["steps"] = window.lower, window.upper, window.steps
+        return encoded
+
     def flat(self, array: Any) -> Any:
         return np.lib.stride_tricks.as_strided(array, (reach(array),), (array.itemsize,))
 
@@ -129,7 +152,7 @@ class HostLauncher:
         device: Any,
         reached: Sequence[Any] = (),
     ) -> None:
-        if kernel.least > self.of_device:
+        if not kernel.runs_on(self.of_device):
             raise CudaOnHostError(f"{kernel}: needs capability {kernel.least}, the device has {self.of_device}")
         most = LIMITS[f"sm_{self.of_device}"].block_bytes
         if shared_bytes > most:
