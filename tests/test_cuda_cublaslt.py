@@ -221,13 +221,13 @@ def test_a_library_that_is_too_old_is_not_used(monkeypatch):
     def missing():
         raise OSError("no such file")
 
-    monkeypatch.setattr(cublaslt, "_by_pathfinder", too_old)
-    monkeypatch.setattr(cublaslt, "_by_name", missing)
+    monkeypatch.setattr(cublaslt, "_by_name", too_old)
+    monkeypatch.setattr(cublaslt, "_by_pathfinder", missing)
     cublaslt.library.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="cuBLASLt 110000 is too old"):
             assert cublaslt.library() is None
-        monkeypatch.setattr(cublaslt, "_by_name", lambda: HostCublasLt(STREAM))
+        monkeypatch.setattr(cublaslt, "_by_pathfinder", lambda: HostCublasLt(STREAM))
         cublaslt.library.cache_clear()
         with pytest.warns(RuntimeWarning):
             assert isinstance(cublaslt.library(), CublasLt)

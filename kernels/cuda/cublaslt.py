@@ -221,7 +221,7 @@ class _Plan:
 
         def layout(rows: int, columns: int, pitch: int, stride: int) -> c_void_p:
             made = self._create("MatrixLayout", data_type, rows, columns, pitch)
-            self._set("MatrixLayout", made, _BATCH_COUNT, product.batch.count)
+            self._set("MatrixLayout", made, _BATCH_COUNT, product.batch.times)
             self._set("MatrixLayout", made, _BATCH_STRIDE, stride)
             return made
 
@@ -325,7 +325,7 @@ def library() -> CublasLt | None:
     """cuBLASLt where it is found; None also under ADJOINT_CUBLASLT=0, which leaves products to our own kernels."""
     if os.environ.get("ADJOINT_CUBLASLT") == "0":
         return None
-    for load in (_by_pathfinder, _by_name):
+    for load in (_by_name, _by_pathfinder):
         try:
             found = CublasLt(load())
         except (ImportError, OSError, RuntimeError, AttributeError):
@@ -337,16 +337,18 @@ def library() -> CublasLt | None:
     return None
 
 
+def _by_name() -> ctypes.CDLL:
+    """That of CuPy's own CUDA, where the system knows it or CuPy has loaded it."""
+    import cupy
+
+    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    return ctypes.CDLL(f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}")
+
+
 def _by_pathfinder() -> ctypes.CDLL:
+    """That of a package or a toolkit, of any version."""
     from cuda import pathfinder  # comes with CuPy
 
     path = pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path
     assert path is not None
     return ctypes.CDLL(path)
-
-
-def _by_name() -> ctypes.CDLL:
-    import cupy
-
-    major = cupy.cuda.runtime.runtimeGetVersion() // 1000
-    return ctypes.CDLL(f"cublasLt64_{major}.dll" if sys.platform == "win32" else f"libcublasLt.so.{major}")

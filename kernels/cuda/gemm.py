@@ -79,7 +79,7 @@ def candidates(c_type: str, tf32: bool, capability: int) -> tuple[Tile, ...]:
 def choose(product: Product, capability: int) -> tuple[Tile, int]:
     """The tile, and how much of the depth a block sums up."""
     *wider, narrowest = candidates(product.c_type, product.tf32, capability)
-    rows, columns, depth, count = product.rows, product.columns, product.depth, product.batch.count
+    rows, columns, depth, count = product.rows, product.columns, product.depth, product.batch.times
 
     def blocks(tile: Tile) -> int:
         return count * divide_up(rows, tile.rows) * divide_up(columns, tile.columns)
@@ -142,12 +142,12 @@ def multiply(
     partial = None
     if splits > 1:
         accumulator = np.float64 if product.c_type == "double" else np.float32
-        partial = launch.empty((batch.count * splits * rows * columns,), accumulator, a)
-    grid = (batch.count * splits * divide_up(rows, tile.rows) * divide_up(columns, tile.columns),)
+        partial = launch.empty((batch.times * splits * rows * columns,), accumulator, a)
+    grid = (batch.times * splits * divide_up(rows, tile.rows) * divide_up(columns, tile.columns),)
     args = [launch.flat(a), launch.flat(b), bias, out, partial, settings]
     launch.launch(tile.kernel(product.c_type, exact), grid, (tile.threads,), args, tile.shared_bytes)
     if partial is not None:
-        count = batch.count * rows * columns
+        count = batch.times * rows * columns
         grid = (divide_up(count, 256),)
         launch.launch(_sum_kernel(product.c_type), grid, (256,), [partial, bias, out, settings, np.int64(count)])
 

@@ -65,15 +65,15 @@ class _Task(NamedTuple):
         others = list(self.dims)
         if others:
             others.remove(self._widest())
-        for index in itertools.product(*(range(dim.count) for dim in others)):
+        for index in itertools.product(*(range(dim.times) for dim in others)):
             steps = list(zip(index, others, strict=True))
             yield tuple(sum(i * dim[operand] for i, dim in steps) for operand in (1, 2, 3))  # type: ignore[misc]
 
     def launches(self) -> int:
-        return math.prod(dim.count for dim in self.dims) // self._widest().count
+        return math.prod(dim.times for dim in self.dims) // self._widest().times
 
     def _widest(self) -> Batch:
-        return max(self.dims, key=lambda dim: dim.count, default=_ONE)
+        return max(self.dims, key=lambda dim: dim.times, default=_ONE)
 
 
 def _task(a: Array, b: Array, out: Array, bias: Array | None) -> _Task:
@@ -132,17 +132,16 @@ def _spread(strides: Shape, leading: Shape) -> Shape:
 
 def _multiply(task: _Task, bias: Array | None, activation: str | None) -> tuple[bool, bool]:
     """Queue the products; whether bias and activation are in the result."""
-    first = launch.launcher.pointer
-    start, itemsize = (first(task.a), first(task.b), first(task.out)), task.a.dtype.itemsize
+    pointer, itemsize = launch.launcher.pointer, task.a.dtype.itemsize
+    starts = [pointer(array) for array in (task.a, task.b, task.out)]
 
     def by_library(has_bias: bool, gelu_tanh: bool) -> bool:
-        product, of_bias = task.product(has_bias, gelu_tanh), first(bias) if has_bias else 0
-        return all(
-            launch.multiply(
-                product, Pointers(*(p + itemsize * n for p, n in zip(start, at, strict=True)), of_bias), task.a
-            )
-            for at in task.firsts()
-        )
+        product, of_bias = task.product(has_bias, gelu_tanh), pointer(bias) if has_bias else 0
+        for firsts in task.firsts():
+            a, b, out = (start + itemsize * first for start, first in zip(starts, firsts, strict=True))
+            if not launch.multiply(product, Pointers(a, b, out, of_bias), task.a):
+                return False
+        return True
 
     has_bias = bias is not None and bias.ndim == 1 and launch.aligned(bias, _BIAS_ALIGNMENT)
     # The library's GELU is the one by tanh. Its ReLU is not asked for: nothing says that it keeps not-a-number.

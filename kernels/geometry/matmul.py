@@ -75,9 +75,9 @@ def lines(shape: Sequence[int], strides: Sequence[int]) -> Lines | None:
 
 
 class Batch(NamedTuple):
-    """`count` products whose operands lie `a`, `b` and `out` elements apart; 0 for one that all of them share."""
+    """`times` products whose operands lie `a`, `b` and `out` elements apart; 0 for one that all of them share."""
 
-    count: int
+    times: int
     a: int
     b: int
     out: int
@@ -87,9 +87,9 @@ def batches(leading: Shape, a: Shape, b: Shape, out: Shape) -> list[Batch]:
     """The leading dims with their strides, outermost first; neighbours that are one run in all arrays are one."""
     found: list[Batch] = []
     for dim in map(Batch, leading, a, b, out):
-        if dim.count == 1:
+        if dim.times == 1:
             continue
-        if found and all(outer == dim.count * inner for outer, inner in zip(found[-1][1:], dim[1:], strict=True)):
-            dim = dim._replace(count=dim.count * found.pop().count)
+        if found and all(outer == dim.times * inner for outer, inner in zip(found[-1][1:], dim[1:], strict=True)):
+            dim = dim._replace(times=dim.times * found.pop().times)
         found.append(dim)
     return found

@@ -101,10 +101,10 @@ class HostCublasLt:
             return self._new(arguments[0], kind="handle")
         kind, where, *values = arguments
         if kind == "MatrixLayout":
-            names = ("type", "rows", "columns", "pitch")
+            names = ["type", "rows", "columns", "pitch"]
             defaults = {5: 1, 6: 0}
         else:
-            names = ("compute", "scale")
+            names = ["compute", "scale"]
             defaults = (
                 {3: 0, 4: 0, 7: 1, 8: 0} if kind == "MatmulDesc" else {1: 0, 3: 7, 5: 256, 6: 256, 7: 256, 8: 256}
             )
