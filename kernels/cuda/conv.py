@@ -213,7 +213,7 @@ def _stage(variant: Variant, fields: dict[str, Any], itemsize: int) -> Sequence[
     """How far a stage goes in the reduction: taps along (depth, height, width), and channels."""
     _, height, width = fields["taps"]
     channels = fields["channels"]
-    if isinstance(variant, Direct) or not channels:
+    if isinstance(variant, Direct | BulkTile) or not channels:
         return 0, 0, 0, 0
     if isinstance(variant, TensorTile):  # the channels of each tap
         taps, channels = divmod(variant.line_bytes // itemsize, channels)
