@@ -148,6 +148,47 @@ def test_parity_of_empty_arrays(cuda_device):
             assert_close(cuda_device.get(got), reference, "float32")
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES.values(), "float64"])
+def test_parity_of_pointwise_convolutions(cuda_device, dtype):
+    """A matrix product of filters and images as they lie, with and without the gradients' transposed filters."""
+    case = Case("", (2, 19, 10, 16), (21, 19, 1, 1), (1, 1), ((0, 0), (0, 0)), (1, 1))
+    (x, weight, bias, dy), wanted = arrays(case, dtype)
+    given = [cuda_device.put(array) for array in (x, weight, bias, dy)]
+    for got, reference in zip(computed(case, given), wanted, strict=True):
+        assert_close(cuda_device.get(got), reference, dtype)
+    got = kernels.conv(*given[:3], *case.settings, "relu", given[3])
+    assert_close(cuda_device.get(got), np.maximum(wanted[0] + dy.astype(np.float64), 0), dtype)
+    got = kernels.conv(*given[:3], *case.settings, "relu")
+    assert_close(cuda_device.get(got), np.maximum(wanted[0], 0), dtype)
+
+
+def test_what_a_matrix_product_runs():
+    """Images whose pixels fill tiles and vectors, and only where filters meet them as they lie."""
+    launched = []
+
+    def kinds(x, weight, *settings):
+        with installed(HostLauncher(dry=True)):
+            kernels.conv(np.zeros(x, np.float32), np.zeros(weight, np.float32), None, *settings)
+            launched[:] = launch.launcher.launches
+        return {kernel.name.partition("<")[0] for kernel in launched}
+
+    free, padded = ((0, 0), (0, 0)), ((0, 1), (0, 0))
+    pointwise = (64, 64, 1, 1)
+    assert "gather_mma" not in kinds((2, 64, 16, 16), pointwise, (1, 1), free, (1, 1), 1)
+    assert kinds((2, 64, 7, 7), pointwise, (1, 1), free, (1, 1), 1) == {"channels_last", "gather_mma"}
+    assert kinds((2, 64, 16, 16), pointwise, (2, 2), free, (1, 1), 1) == {"channels_last", "gather_mma"}
+    assert kinds((2, 64, 16, 16), pointwise, (1, 1), padded, (1, 1), 1) == {"channels_last", "gather_mma"}
+    assert kinds((2, 128, 16, 16), pointwise, (1, 1), free, (1, 1), 2) == {"channels_last", "gather_mma"}
+
+
+def test_channels_that_are_last_already_are_not_copied():
+    x = np.zeros((2, 6, 6, 16), np.float32).transpose(0, 3, 1, 2)
+    with installed(HostLauncher(dry=True)):
+        kernels.conv(x, np.zeros((16, 16, 3, 3), np.float32), None, (1, 1), SAME, (1, 1), 1)
+        names = [kernel.name.partition("<")[0] for kernel in launch.launcher.launches]
+    assert names == ["channels_last", "gather_mma"]  # the copy is that of the filters
+
+
 # Each with a plane of runs and one without: tensor cores, tiles without them, direct, and depthwise.
 EPILOGUES = {
     "tensor cores": Case("", (2, 16, 5, 6), (18, 16, 3, 3), (1, 1), SAME, (1, 1)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,16 @@ _CHANNELS_LAST = np.dtype(
     ],
     align=True,
 )
+
+
+def images_with_channels_last(x: Array, groups: int, padded: int, to_tf32: bool = False) -> Array:
+    """(N, C, *sizes) as (N * groups, places, padded): x itself where it lies so already, else a copy."""
+    channels, places = x.shape[1] // groups, math.prod(x.shape[2:])
+    last = x.transpose(0, *range(2, x.ndim), 1)
+    as_it_lies = groups == 1 and padded == channels and not to_tf32
+    if as_it_lies and last.flags.c_contiguous and launch.aligned(x, 16):
+        return last
+    return channels_last(launch.contiguous(x), len(x) * groups, channels, places, padded, to_tf32)
 
 
 def channels_last(array: Array, images: int, channels: int, plane: int, padded: int, to_tf32: bool) -> Array:

@@ -15,8 +15,9 @@ from .. import geometry, precision
 from ..geometry import Pads, Sizes
 from . import autotune, conv_mma, conv_wgmma, depthwise, epilogue, launch
 from .conv_axes import THREADS, axes_split, before, check_sizes, pitches, struct_type, three
-from .conv_choice import FORWARD, INPUT_GRAD, BulkTile, Direct, Problem, TensorTile, Variant
+from .conv_choice import FORWARD, INPUT_GRAD, BulkTile, Direct, Problem, Product, TensorTile, Variant
 from .launch import divide_up
+from .matmul import matmul
 
 Array = Any
 
@@ -44,17 +45,17 @@ def conv(
 ) -> Array:
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
     check_sizes(geometry.conv_name(stride), weight.shape, x.shape, shape)
-    y = launch.empty(shape, x.dtype, x)
-    x, weight = launch.contiguous(x), launch.contiguous(weight)
+    weight = launch.contiguous(weight)
     bias = None if bias is None else launch.contiguous(bias)
     residual = None if residual is None else launch.contiguous(residual)
     window = depthwise.window_of(x.dtype, weight.shape, stride, dilation, groups)
-    if window is not None and x.size and y.size:
-        depthwise.forward(window, x, weight, bias, y, before(padding))
+    if window is not None and x.size and math.prod(shape):
+        y = launch.empty(shape, x.dtype, x)
+        depthwise.forward(window, launch.contiguous(x), weight, bias, y, before(padding))
         epilogue.finish(y, activation, residual)
         return y
     filters, channels = weight.shape[:2]
-    out, source, taps = three(y.shape[2:]), three(x.shape[2:]), three(weight.shape[2:])
+    out, source, taps = three(shape[2:]), three(x.shape[2:]), three(weight.shape[2:])
     weights_of_row = math.prod(weight.shape[1:])
     pixels = x.shape[0] * math.prod(out)
     only = {
@@ -78,8 +79,7 @@ def conv(
         "target": pitches(out),
     }
     problem = _problem(FORWARD, x, groups, filters // groups, channels, taps, pixels, [only])
-    _run(problem, x, weight, y, [only], bias, residual, activation)
-    return y
+    return _run(problem, x, weight, shape, [only], bias, residual, activation)
 
 
 def conv_input_grad(
@@ -92,11 +92,11 @@ def conv_input_grad(
     groups: int,
 ) -> Array:
     check_sizes(geometry.conv_name(stride, "_input_grad"), weight.shape, dy.shape, input_shape)
-    dx = launch.empty(input_shape, dy.dtype, dy)
-    dy, weight = launch.contiguous(dy), launch.contiguous(weight)
+    weight = launch.contiguous(weight)
     window = depthwise.input_grad_window(dy.dtype, weight.shape, stride, padding, dilation, groups)
-    if window is not None and dy.size and dx.size:
-        depthwise.input_grad(window, dy, weight, dx, before(padding))
+    if window is not None and dy.size and math.prod(input_shape):
+        dx = launch.empty(input_shape, dy.dtype, dy)
+        depthwise.input_grad(window, launch.contiguous(dy), weight, dx, before(padding))
         return dx
     filters, channels = weight.shape[:2]
     size, taps, steps = three(input_shape[2:]), three(weight.shape[2:]), three(stride)
@@ -133,8 +133,7 @@ def conv_input_grad(
         }
         passes.append(fields)
     problem = _problem(INPUT_GRAD, dy, groups, channels, filters // groups, most_taps, most_pixels, passes)
-    _run(problem, dy, weight, dx, passes)
-    return dx
+    return _run(problem, dy, weight, input_shape, passes)
 
 
 def _problem(
@@ -158,6 +157,7 @@ def _problem(
         taps=math.prod(taps),
         pixels=pixels,
         places=math.prod(source.shape[2:]),
+        plane=_plane(passes),
         bulk=conv_wgmma.possible(passes),
     )
 
@@ -166,22 +166,57 @@ def _run(
     problem: Problem,
     source: Array,
     weight: Array,
-    target: Array,
+    shape: Sizes,
     passes: Sequence[dict[str, Any]],
     bias: Array | None = None,
     residual: Array | None = None,
     activation: str | None = None,
-) -> None:
-    def run(variant: Variant) -> None:
-        given = source, weight, passes
+) -> Array:
+    def run(variant: Variant) -> Array:
+        if isinstance(variant, Product):
+            return _product(problem, source, weight, bias, activation, residual).reshape(shape)
+        target = launch.empty(shape, source.dtype, source)
         if isinstance(variant, TensorTile | BulkTile):
-            given = conv_mma.with_channels_last(variant, problem, *given)
-        *arrays, described = given
+            *arrays, described = conv_mma.with_channels_last(variant, problem, source, weight, passes)
+        else:
+            arrays, described = [launch.contiguous(source), weight], list(passes)
         for fields in described:
             _gather(variant, target, [*arrays, bias, residual], fields, epilogue.kind(activation))
+        return target
 
-    details = (source.shape, weight.shape, passes, bias is not None, residual is not None, activation)
-    run(autotune.choose(problem, details, run, target))
+    details = (source.shape, source.strides, shape, passes, bias is not None, residual is not None, activation)
+    return run(autotune.choose(problem, details, run, source))
+
+
+def _plane(passes: Sequence[dict[str, Any]]) -> int:
+    """Pixels of an image where a pass is a product of filters and images as they lie, else 0."""
+    only, ones = passes[0] if len(passes) == 1 else {}, [1, 1, 1]
+    as_it_lies = (
+        only.get("groups") == 1
+        and list(only["taps"]) == list(only["step"]) == ones
+        and list(only["out"]) == list(only["source"])
+        and not any(only["first"])
+    )
+    return math.prod(only["out"]) if as_it_lies else 0
+
+
+def _product(
+    problem: Problem,
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    activation: str | None,
+    residual: Array | None,
+) -> Array:
+    """(images, rows, pixels)."""
+    filters = weight.reshape(len(weight), -1)
+    images = launch.contiguous(source).reshape(len(source), problem.channels, problem.places)
+    column = None if bias is None else bias.reshape(-1, 1)
+    last = activation if residual is None else None
+    y = matmul(filters if problem.operation == FORWARD else filters.T, images, column, last)
+    if residual is not None:
+        epilogue.finish(y, activation, residual.reshape(y.shape))
+    return y
 
 
 def _gather(

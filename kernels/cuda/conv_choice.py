@@ -39,6 +39,7 @@ class Problem:
     taps: int
     pixels: int  # of all images
     places: int  # of a channel of the source
+    plane: int = 0  # pixels of an image, where this is a product of filters and images as they lie: 1×1
     bulk: bool = False  # whether bulk tensor copies can bring its tiles (conv_wgmma.possible)
 
     @property
@@ -48,6 +49,11 @@ class Problem:
     @property
     def reduction(self) -> int:
         return self.pixels if self.operation == WEIGHT_GRAD else self.channels * self.taps
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product for each image: see `matmul.py`, which has choices of its own."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class BulkTile:
         return Kernel("conv_wgmma.cu", f"gather_wgmma<{c_type}>", least=90, only="sm_90a")
 
 
-Variant = Direct | Tile | TensorTile | BulkTile
+Variant = Product | Direct | Tile | TensorTile | BulkTile
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,11 @@ class Row:
     least_reduction: int = 0
     least_blocks: int = 0
     most_channels: int = 2**30
+    least_channels: int = 0
 
     def can_run(self, problem: Problem) -> bool:
+        if isinstance(self.variant, Product):
+            return problem.plane > 0 and problem.operation in self.operations
         fits = True
         if isinstance(self.variant, TensorTile | BulkTile):
             padded = self.variant.padded(problem.channels, problem.c_type)
@@ -162,11 +171,13 @@ class Row:
         )
 
     def is_chosen(self, problem: Problem) -> bool:
+        if isinstance(self.variant, Product):
+            return problem.plane >= _LEAST_PLANE and problem.plane % _VECTOR == 0
         return (
             problem.rows >= self.least_rows
             and problem.columns >= self.least_columns
             and problem.reduction >= self.least_reduction
-            and problem.channels <= self.most_channels
+            and self.least_channels <= problem.channels <= self.most_channels
             and (isinstance(self.variant, Direct) or blocks(self.variant, problem) >= self.least_blocks)
         )
 
@@ -181,6 +192,11 @@ _FEW = 8  # rows, columns or steps: with fewer, most of the narrowest tile would
 _FILLED = 128  # blocks; fewer leave multiprocessors of a large GPU idle
 _HALVES = ("float16", "bfloat16")
 
+# Of small planes a tile of each image's product would be half empty, and those of odd sizes begin anywhere in a vector:
+# all images' pixels together fill the tiles of a convolution.
+_LEAST_PLANE = 128
+_VECTOR = 8
+
 # Types, precision of float, and whether sums are strict.
 _MODES = ((_HALVES, PRECISIONS, False), (("float",), ("high",), False), (("float",), ("highest",), True))
 
@@ -193,12 +209,14 @@ def _tensor_rows(types: Sequence[str], precision: Sequence[str], strict: bool) -
         return Row(tile, GATHERS, types, precision, least_reduction=16, **sizes)
 
     few_channels = [row(64, 128, piece=8, least_rows=16, most_channels=4)] if types == _HALVES else []
+    # Floats are padded to 4 channels, which costs more than tensor cores gain over FFMA if only one of them is there.
+    least = 1 if types == _HALVES else 3 if strict else 2
     return [
         *few_channels,
-        row(128, 128, 32 if strict else 64, least_rows=65, least_blocks=_FILLED),
-        row(64, 128, least_rows=33, least_blocks=_FILLED),
-        row(64, 64, least_rows=33),
-        row(32, 128, least_rows=16),
+        row(128, 128, 32 if strict else 64, least_rows=65, least_blocks=_FILLED, least_channels=least),
+        row(64, 128, least_rows=33, least_blocks=_FILLED, least_channels=least),
+        row(64, 64, least_rows=33, least_channels=least),
+        row(32, 128, least_rows=16, least_channels=least),
     ]
 
 
@@ -221,6 +239,7 @@ def _tensor_weight_grad_rows(types: Sequence[str], precision: Sequence[str], str
 # Widest first. A wide tile loads less for each multiplication; a narrow one leaves less of itself empty and gives more
 # blocks. The sums of the widest tiles of doubles would not fit into the registers.
 TABLE = (
+    Row(Product(), GATHERS),
     Row(BulkTile(), GATHERS, _HALVES, least_rows=65, least_reduction=128, least_blocks=_FILLED),
     *(row for mode in _MODES for row in (*_tensor_rows(*mode), *_tensor_weight_grad_rows(*mode))),
     Row(Tile(128, 128, 8, 8), GATHERS, _NO_DOUBLE, least_rows=65, least_reduction=_FEW, least_blocks=_FILLED),
@@ -233,7 +252,11 @@ TABLE = (
 )  # fmt: skip
 
 VARIANTS = [
-    *(row.variant.kernel(operation, t) for row in TABLE for operation in row.operations for t in row.types),
+    row.variant.kernel(operation, t)
+    for row in TABLE
+    if not isinstance(row.variant, Product)
+    for operation in row.operations
+    for t in row.types
 ]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .channels_last import channels_last
+from .channels_last import channels_last, images_with_channels_last
 from .conv_choice import FORWARD, BulkTile, Problem, TensorTile
 
 Array = Any
@@ -18,8 +18,7 @@ def with_channels_last(
     """Copies of source and filters, and the passes over them: rows of filters are (taps, channels) in both."""
     padded = tile.padded(problem.channels, problem.c_type)
     to_tf32 = problem.c_type == "float" and not tile.strict
-    images = source.shape[0] * problem.groups
-    source = channels_last(source, images, problem.channels, math.prod(source.shape[2:]), padded, to_tf32)
+    source = images_with_channels_last(source, problem.groups, padded, to_tf32)
     taps = math.prod(weight.shape[2:])
     # The input gradient sums over filters: they become the channels.
     matrices, plane = (len(weight), taps) if problem.operation == FORWARD else (problem.groups, problem.rows * taps)

@@ -11,7 +11,7 @@ import numpy as np
 from .. import geometry, precision
 from ..geometry import Pads, Sizes
 from . import autotune, conv_choice, depthwise, launch
-from .channels_last import channels_last
+from .channels_last import images_with_channels_last
 from .conv_axes import THREADS, axes_split, before, check_sizes, struct_type, three
 from .conv_choice import WEIGHT_GRAD, Direct, Problem, TensorTile, Variant
 from .launch import divide_up
@@ -129,7 +129,8 @@ def _on_tensor_cores(
     if tile.piece == x.dtype.itemsize:
         x = launch.contiguous(x)
     else:
-        x = _with_channels_last(x, problem, width, to_tf32=problem.c_type == "float" and not tile.strict)
+        to_tf32 = problem.c_type == "float" and not tile.strict
+        x = images_with_channels_last(x, problem.groups, width, to_tf32)
     grads = _Grads.of(dy, problem.rows)
     depth = 64 // dy.dtype.itemsize
     settings = launch.struct(
@@ -196,16 +197,6 @@ class _Grads:
 
 def _strides(plane: int, image: int, group: int, row: int) -> dict[str, int]:
     return {"plane": plane, "dy_image": image, "dy_group": group, "dy_row": row}
-
-
-def _with_channels_last(x: Array, problem: Problem, width: int, to_tf32: bool) -> Array:
-    """x as (images * groups, places, width), which it may be already."""
-    last = x.transpose(0, *range(2, x.ndim), 1)
-    is_last = last.flags.c_contiguous and problem.groups == 1 and width == problem.channels
-    if is_last and not to_tf32 and launch.aligned(x, _VECTOR_BYTES):
-        return last
-    images = x.shape[0] * problem.groups
-    return channels_last(launch.contiguous(x), images, problem.channels, problem.places, width, to_tf32)
 
 
 def _digits(number: int, out: Sizes) -> Sizes:
