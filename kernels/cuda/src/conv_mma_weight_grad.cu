@@ -1,14 +1,14 @@
 // The weight gradient on tensor cores: for each group a matrix product, filters x (tap, channel), whose reduction runs
 // over the positions (n, o, p, q) of the result.
 //
-// The left matrix is dy as it lies, neighbouring positions one after the other. The right one is gathered from images with
-// their channels last, so that the channels of a tap are one run, or, float by float, from images as they lie. Copies of
-// `kStages` - 1 steps are on their way to shared memory while one is multiplied:
+// The left matrix is dy as it lies, neighbouring positions one after the other. The right one is gathered from images
+// with their channels last, so that the channels of a tap are one run, or, float by float, from images as they lie.
+// Copies of `kStages` - 1 steps are on their way to shared memory while one is multiplied:
 //
 //     left [row][kDepth]                     right [kDepth][column]
-//     16 bytes: positions of one filter      Bytes bytes: channels of one tap at one position
+//     16 bytes: positions of one filter      `Bytes` bytes: channels of one tap at one position
 //
-// Which place of which image the first tap sees at a position stands in a table that the first warp writes a step ahead.
+// Which place of which image the first tap sees at a position stands in a table, which the first warp writes a step ahead.
 #include "conv.cuh"
 #include "mma.cuh"
 #include "position.cuh"
@@ -33,11 +33,11 @@ struct WeightGradMma {
     int32 step_image, step_d, step_h, step_w;  // kDepth positions
 };
 
-// What the first tap sees at a position: a place in an image, which may lie outside, and that place's number.
-template <class T> struct alignas(16) Seen {
+// What the first tap sees at a position of dy: a place in an image, which may lie outside, and how far from the image's
+// start. Together with the offset of a tap that exists, that is no longer negative.
+struct alignas(16) Seen {
     int32 d, h, w;
-    uint32 offset;  // of elements; together with that of a tap that exists it is no longer negative
-    const T* image;
+    uint32 offset;
 };
 
 constexpr int32 kOutside = -(1 << 30);  // for every tap; twice this is a number too
@@ -178,7 +178,8 @@ template <bool Planes, class T>
 __device__ inline void write(const float (&sums)[2], int32 row, int32 column, T* dw, float* partial, const WeightGradMma& g) {
     if (g.splits > 1) {
         if (column >= g.pitch) return;
-        *reinterpret_cast<Pack<float, 2>*>(partial + int64(row) * g.pitch + column) = {sums[0], sums[1]};
+        const Pack<float, 2> pack = {sums[0], sums[1]};
+        *reinterpret_cast<Pack<float, 2>*>(partial + int64(row) * g.pitch + column) = pack;
         return;
     }
     const int32 taps = g.taps_d * g.taps_h * g.taps_w;
@@ -206,7 +207,8 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
     constexpr int kDepth = Tile::kDepth;
     DYNAMIC_SHARED(memory);
     T* const stages = reinterpret_cast<T*>(memory);
-    __shared__ Seen<T> seen[2][kDepth];
+    __shared__ Seen seen[2][kDepth];
+    __shared__ const T* images[2][kDepth];
 
     const int32 taps = g.taps_d * g.taps_h * g.taps_w;
     const Digits tile = Digits::of(int32(blockIdx.x), divide_up(g.rows, Rows), divide_up(taps * g.width, Columns));
@@ -245,15 +247,17 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
     Position position = Position::of(begin + threadIdx.x, g);
     const auto look_up = [&](int32 number) {
         if (threadIdx.x >= kDepth) return;
-        Seen<T> next = {kOutside, 0, 0, 0, x};
+        Seen next = {kOutside, 0, 0, 0};
+        const T* image = x;
         if (number * kDepth + int32(threadIdx.x) < count) {
             next.d = position.d * g.stride_d + g.first_d;
             next.h = position.h * g.stride_h + g.first_h;
             next.w = position.w * g.stride_w + g.first_w;
             next.offset = place_of(next.d, next.h, next.w);
-            next.image = x + (int64(position.image) * g.groups + group) * (source_size * g.width);
+            image = x + (int64(position.image) * g.groups + group) * (source_size * g.width);
         }
         seen[number % 2][threadIdx.x] = next;
+        images[number % 2][threadIdx.x] = image;
         position.add({g.step_image, g.step_d, g.step_h, g.step_w}, g);
     };
     const auto fetch = [&](int32 number) {
@@ -267,10 +271,10 @@ __global__ void __launch_bounds__((MmaTile<T, Rows, Columns, WarpRows, WarpColum
         for (at += kDepth; at >= g.plane; at -= g.plane) of_left += g.dy_image - g.plane;
 #pragma unroll
         for (int i = 0; i < kDepth; i += Tile::kPositionsAtOnce) {
-            const Seen<T> here = seen[number % 2][right_row + i];
+            const Seen here = seen[number % 2][right_row + i];
             const bool exists = uint32(here.d + tap_d) < uint32(g.source_d) &&
                                 inside(here.h + tap_h, here.w + tap_w, g.source_h, g.source_w);
-            const T* const from = here.image + int32(here.offset + tap_offset);
+            const T* const from = images[number % 2][right_row + i] + int32(here.offset + tap_offset);
             T* const to = stage + Tile::other_chunk(to_right, Tile::right_shift(i)) + i * Columns;
             cp_async<Bytes>(to, exists ? from : x, exists);
         }
