@@ -92,6 +92,11 @@ def cuda_is_available() -> bool:
     return True
 
 
+def cuda_is_in_use() -> bool:
+    """Whether a GPU answers and there may be arrays on it: without CuPy imported there are none."""
+    return "cupy" in sys.modules and cuda_is_available()
+
+
 _chosen: Device | None = None
 
 

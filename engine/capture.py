@@ -18,7 +18,7 @@ from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ..kernels.precision import get_float32_matmul_precision
-from .backend import CPU, Device, default_device, module_of, on_device
+from .backend import CPU, Device, as_device, cuda_is_in_use, module_of, on_device
 from .dtypes import get_default_dtype
 from .grad_mode import mode
 from .recorder import NotReady, Recorder
@@ -62,7 +62,7 @@ class CapturedStep(Generic[P, R]):
         mode.captured = name
         try:
             if arguments.device == CPU:
-                return _detached(self._step(*args, **kwargs))
+                return self._as_it_is(arguments)
             with on_device(arguments.device):
                 return self._on_gpu(arguments)
         finally:
@@ -75,20 +75,24 @@ class CapturedStep(Generic[P, R]):
         run = next((run for run in runs if run.recorder.holds()), None)
         if run is not None and run.graph is not None:
             return run.graph.replay(arguments)
+        if run is not None and not run.recorder.ran_on_gpu:
+            return self._as_it_is(arguments)
         if run is not None:
             runs.remove(run)
-            if run.recorder.ran_on_gpu:
-                with suppress(NotReady):
-                    graph = _Graph(self._step, arguments)
-                    runs.append(_Run(graph.recorder, graph))
-                    return graph.first(arguments)
+            with suppress(NotReady):
+                graph = _Graph(self._step, arguments)
+                runs.append(_Run(graph.recorder, graph))
+                return graph.first(arguments)
         return self._plain(key, runs, arguments)
+
+    def _as_it_is(self, arguments: _Arguments) -> Any:
+        args, kwargs = arguments.value
+        return _detached(self._step(*args, **kwargs))
 
     def _plain(self, key: Any, runs: list[_Run], arguments: _Arguments) -> Any:
         """Run the step as it is, and remember what kind of call it was."""
         with Recorder() as recorder:
-            args, kwargs = arguments.value
-            result = _detached(self._step(*args, **kwargs))
+            result = self._as_it_is(arguments)
         recorder.settle()
         runs.append(_Run(recorder, None))
         self._waiting.append((key, runs[-1]))
@@ -148,11 +152,11 @@ class _Arguments:
         self.tensors: list[Tensor] = []  # whose contents are the input, each once
         self._places: dict[int, int] = {}
         self.key = self._key(value)
-        devices = {tensor.device for tensor in self.tensors} or {default_device()}
-        on_gpu = devices - {CPU}
-        if len(on_gpu) > 1:
-            raise ValueError(f"capture: the arguments are on several GPUs: {', '.join(sorted(map(str, devices)))}")
-        self.device: Device = on_gpu.pop() if on_gpu else CPU
+        gpus = {tensor.device for tensor in self.tensors if tensor.is_cuda}
+        if len(gpus) > 1:
+            raise ValueError(f"capture: the arguments are on several GPUs: {', '.join(sorted(map(str, gpus)))}")
+        # Without a tensor on a GPU among the arguments the step may still know some from outside.
+        self.device: Device = gpus.pop() if gpus else as_device("cuda") if cuda_is_in_use() else CPU
 
     def _key(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -197,7 +201,7 @@ class _Graph:
 
         self.memory = graph.Memory()
         self.recorder = Recorder(self.memory)
-        self.slots = Slots(self.recorder.actions)
+        self.slots = Slots(self.recorder.actions, graph.Memory())
         module = module_of(arguments.device)
         with self.memory.used():
             self.inputs = [

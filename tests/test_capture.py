@@ -175,20 +175,11 @@ def test_a_schedule_inside_of_the_step_goes_on_at_each_replay(device: str) -> No
         call = ad.cuda.capture(step) if captured else step
         with_default = []
         for _ in range(6):
-            call_on(device, call)
+            call()
             with_default.append(w.item())
         return with_default, (schedule.last_epoch, schedule.get_last_lr(), optimizer.state[w]["step"])
 
     assert run(True) == run(False)
-
-
-def call_on(device: str, step: Callable[[], Any]) -> Any:
-    """A step without arguments runs on the default device."""
-    ad.set_default_device(device)
-    try:
-        return step()
-    finally:
-        ad.set_default_device("cpu")
 
 
 def test_each_kind_of_call_has_a_graph_of_its_own(device: str) -> None:
@@ -887,12 +878,22 @@ def test_on_the_cpu_the_step_just_runs() -> None:
     assert len(calls) == 3 and captured.graphs == 0
 
 
-def test_a_network_on_the_cpu_where_the_default_is_a_gpu(host: str) -> None:
+def test_a_network_on_the_cpu_beside_a_gpu(host: str) -> None:
     w = ad.ones(2)
-    step = ad.cuda.capture(lambda: w.add_(1))
-    for i in range(4):
-        assert numbers(call_on(host, step)) == [2 + i, 2 + i]
+    step = ad.cuda.capture(lambda *given: w.add_(1))
+    for given in ((), (ad.ones(2),)):
+        w.zero_()
+        for i in range(4):
+            assert numbers(step(*given)) == [1 + i, 1 + i]
     assert step.graphs == 0
+
+
+def test_batches_that_the_step_brings_to_the_gpu_are_refused(device: str) -> None:
+    w = parameter(device, 2.0)
+    step = ad.cuda.capture(lambda x: x.to(w.device) * w)
+    assert numbers(step(ad.ones(1))) == [2]
+    with pytest.raises(RuntimeError, match=r"(?s)^to: .* cannot copy to the GPU; do it outside.*x\.to\(w\.device\)"):
+        step(ad.ones(1))
 
 
 def test_bad_arguments() -> None:
@@ -918,3 +919,27 @@ def test_the_default_stream_is_not_captured(host: str) -> None:
             assert numbers(step(ad.ones(1, device=host))) == [2]
     with pytest.raises(RuntimeError, match="default"):
         cupy.cuda.Stream(null=True).begin_capture()
+
+
+def test_what_a_graph_writes_first_does_not_lie_where_its_numbers_are(device: str) -> None:
+    """Gradients that are gone when the optimizer runs leave memory of the size that its numbers need."""
+
+    def losses(captured: bool) -> list[float]:
+        ad.manual_seed(0)
+        model = nn.Sequential(nn.Linear(144, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+        model = model.to(device)
+        optimizer = optim.SGD(model.parameters(), 0.1)
+        x, y = ad.randn(4, 144).to(device), ad.arange(4).to(device)
+
+        def step(x: ad.Tensor, y: ad.Tensor) -> ad.Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        call = ad.cuda.capture(step) if captured else step
+        return [float(call(x, y).cpu()) for _ in range(4)]
+
+    eager = losses(False)
+    assert losses(True) == eager and len(set(eager)) == 4
