@@ -84,13 +84,13 @@ def _hardswish(x: Array, y: Array, work: Work, a: float, b: float) -> None:
 
 
 def _hardswish_slope(x: Array, slope: Array, work: Work, a: float, b: float) -> None:
-    # (2 x + 3) / 6 between -3 and 3; outside (x + 3) / 6 of the nearer end, which is 0 or 1.
-    t = np.abs(x, out=work.array(0))
-    np.copyto(slope, np.less(t, 3, out=work.mask))
-    slope += 1
-    slope *= np.clip(x, -3, 3, out=t)
-    slope += 3
-    slope *= 1 / 6
+    # x / 3 + 1/2 between -3 and 3; from there on t = trunc(x / 3) is -1 or 1, and the slope t / 2 + 1/2.
+    np.clip(x, -3, 3, out=slope)
+    slope *= 1 / 3
+    t = np.trunc(slope, out=work.array(0))
+    t *= 0.5
+    slope -= t
+    slope += 0.5
 
 
 def _softshrink(x: Array, y: Array, work: Work, a: float, b: float) -> None:

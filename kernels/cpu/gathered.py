@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .rows import sums as row_sums
 from .taps import Window
 
 
@@ -38,8 +39,7 @@ def scatter(dy: np.ndarray, offsets: np.ndarray, window: Window, dx: np.ndarray)
 
 def total(x: np.ndarray, window: Window, sums: np.ndarray) -> None:
     rows = _windows(x, window).reshape(sums.size, -1).astype(sums.dtype, copy=False)
-    # A product with ones would go to BLAS, which takes threads of its own.
-    np.einsum("ij->i", rows, out=sums.reshape(-1))
+    sums.reshape(-1)[...] = row_sums(rows)
 
 
 def spread(share: np.ndarray, window: Window, dx: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from .arithmetic import compute_dtype
 from .rows import dots, largest, narrow_buffer, split_rows, sums
 from .scratch import scratch
 
-_PIECE_BYTES = 512 << 10
+_PIECE_BYTES = 1 << 20
 _NARROW = 16  # planes with fewer columns are transposed first
 
 # From the pieces of the arrays given to the result's, in the type of the computation.
@@ -46,9 +46,9 @@ def _softmax_rows(x: np.ndarray, out: np.ndarray) -> None:
 
 
 def _softmax_columns(x: np.ndarray, out: np.ndarray) -> None:
-    np.subtract(x, x.max(axis=0), out=out)
+    np.subtract(x, x.max(axis=-2, keepdims=True), out=out)
     np.exp(out, out=out)
-    out *= 1 / out.sum(axis=0)
+    out *= 1 / out.sum(axis=-2, keepdims=True)
 
 
 def _softmax_grad_rows(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
@@ -58,7 +58,7 @@ def _softmax_grad_rows(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
 
 def _softmax_grad_columns(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
     np.multiply(y, dy, out=out)
-    np.subtract(dy, out.sum(axis=0), out=out)
+    np.subtract(dy, out.sum(axis=-2, keepdims=True), out=out)
     out *= y
 
 
@@ -70,10 +70,10 @@ def _log_softmax_rows(x: np.ndarray, out: np.ndarray) -> None:
 
 
 def _log_softmax_columns(x: np.ndarray, out: np.ndarray) -> None:
-    np.subtract(x, x.max(axis=0), out=out)
+    np.subtract(x, x.max(axis=-2, keepdims=True), out=out)
     with scratch() as memory:
         powers = np.exp(out, out=memory.empty(out.shape, out.dtype))
-        out -= np.log(powers.sum(axis=0))
+        out -= np.log(powers.sum(axis=-2, keepdims=True))
 
 
 def _log_softmax_grad_rows(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
@@ -84,7 +84,7 @@ def _log_softmax_grad_rows(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> No
 
 def _log_softmax_grad_columns(y: np.ndarray, dy: np.ndarray, out: np.ndarray) -> None:
     np.exp(y, out=out)
-    out *= dy.sum(axis=0)
+    out *= dy.sum(axis=-2, keepdims=True)
     np.subtract(dy, out, out=out)
 
 
@@ -118,13 +118,16 @@ def _by_rows(given: list[np.ndarray], compute: Compute) -> np.ndarray:
 def _by_columns(given: list[np.ndarray], compute: Compute) -> np.ndarray:
     result = np.empty(given[0].shape, given[0].dtype)
     outer, size, inner = result.shape
-    step = max(_NARROW, _PIECE_BYTES // (size * compute_dtype(result.dtype).itemsize))
+    dtype = compute_dtype(result.dtype)
+    step = max(_NARROW, _PIECE_BYTES // (size * dtype.itemsize))
+    planes = max(1, step // inner)
 
-    def work(parts: Iterator[tuple[int, slice]]) -> None:
-        for plane, part in parts:
-            _compute(compute, [array[plane, :, part] for array in given], result[plane, :, part])
+    def work(parts: Iterator[tuple[slice, slice]]) -> None:
+        for some, part in parts:
+            _compute(compute, [array[some, :, part] for array in given], result[some, :, part])
 
-    parallel.share(work, [(plane, part) for plane in range(outer) for part in parallel.split(inner, step)])
+    pieces = [(some, part) for some in parallel.split(outer, planes) for part in parallel.split(inner, step)]
+    parallel.share(work, pieces)
     return result
 
 
