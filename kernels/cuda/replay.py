@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import launch
+from .graph import Memory
 from .launch import Kernel
 
 Array = Any
@@ -39,10 +40,15 @@ def now(number: float) -> float:
 
 
 class Slots:
-    """The device memory of one graph for its numbers. `actions` are those of the host before a replay, in order."""
+    """The numbers of one graph in device memory. `actions` are those of the host before a replay, in order.
 
-    def __init__(self, actions: list[Callable[[], None]]) -> None:
+    `memory` is of their own: what the graph writes before it comes to them must not lie there, as they are filled in
+    before it begins.
+    """
+
+    def __init__(self, actions: list[Callable[[], None]], memory: Memory) -> None:
         self._actions = actions
+        self._memory = memory
         self._chunks: list[tuple[np.ndarray, Array]] = []  # the words on the host, and on the device
         self._used = _WORDS  # of the last chunk
 
@@ -52,7 +58,9 @@ class Slots:
         if count > _WORDS:
             raise ValueError(f"{8 * count} bytes of numbers are more than one launch takes, {8 * _WORDS}")
         if self._used + count > _WORDS:
-            self._chunks.append((np.zeros(1, _STRUCT), launch.empty((_WORDS,), np.int64, like)))
+            with self._memory.used():
+                device = launch.empty((_WORDS,), np.int64, like)
+            self._chunks.append((np.zeros(1, _STRUCT), device))
             self._used = 0
         host, device = self._chunks[-1]
         place = slice(self._used, self._used + count)
