@@ -43,7 +43,7 @@ class CapturedStep(Generic[P, R]):
         self._runs: dict[Any, list[_Run]] = {}
         self._waiting: deque[tuple[Any, _Run]] = deque()  # those without a graph, some of which may have one by now
         self._has_warned = False
-        functools.update_wrapper(self, step)
+        functools.update_wrapper(self, step, updated=())
 
     @property
     def graphs(self) -> int:

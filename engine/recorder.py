@@ -77,7 +77,7 @@ class Recorder(Watcher):
         self.actions: list[Callable[[], None]] = []  # of the host, in the order of the step, before each replay
         self.changed: list[list[int]] = []  # version counts that go up with each replay
         self._fields: dict[tuple[int, str], Field] = {}
-        self._arrays: dict[int, tuple[weakref.ref[Any], Any, bool | None]] = {}
+        self._arrays: dict[tuple[int, int], tuple[weakref.ref[Any], Any, bool | None]] = {}
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Recorder:
@@ -168,9 +168,10 @@ class Recorder(Watcher):
             return
         for tensor in inputs:
             array = getattr(tensor, "_data", None)
-            if array is not None and id(tensor) not in self._arrays and not self.memory.holds(array):
+            key = id(tensor), id(array)
+            if array is not None and key not in self._arrays and not self.memory.holds(array):
                 is_set = (id(tensor), "requires_grad") in self._fields  # by the step itself
-                self._arrays[id(tensor)] = weakref.ref(tensor), array, None if is_set else tensor._edge is not None
+                self._arrays[key] = weakref.ref(tensor), array, None if is_set else tensor._edge is not None
 
     # ---- afterwards
 

@@ -500,6 +500,16 @@ def test_the_grad_mode_and_the_precision_are_part_of_the_kind(device: str) -> No
     assert modes == [kind for kind in kinds for _ in range(2)] and step.graphs == 4
 
 
+def test_a_module_is_a_step_too(device: str) -> None:
+    model = LeNet().to(device).eval()
+    step = ad.cuda.capture(model)
+    x = ad.ones(2, 1, 12, 12, device=device)
+    for i in range(4):
+        with ad.no_grad():
+            np.testing.assert_array_equal(step(x * i).cpu().numpy(), model(x * i).cpu().numpy())
+    assert step.graphs == 1 and step.__wrapped__ is model
+
+
 def test_as_a_method(device: str) -> None:
     class Counter:
         def __init__(self) -> None:
@@ -943,3 +953,25 @@ def test_what_a_graph_writes_first_does_not_lie_where_its_numbers_are(device: st
 
     eager = losses(False)
     assert losses(True) == eager and len(set(eager)) == 4
+
+
+def test_the_stand_in_has_nothing_that_cupy_lacks() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed; its names cannot be looked up (it needs no GPU)")
+    stand_in = host_cupy.module()
+    for name in vars(stand_in.cuda):
+        assert hasattr(cupy.cuda, name), name
+    for name, members in {
+        "Stream": "begin_capture end_capture is_capturing synchronize",
+        "Graph": "launch",
+        "MemoryPool": "malloc free_all_blocks",
+        "Memory": "ptr size device_id",
+        "MemoryPointer": "ptr mem device_id",
+        "UnownedMemory": "ptr size _owner device_id",
+    }.items():
+        for member in members.split():
+            assert hasattr(getattr(cupy.cuda, name), member), (name, member)
+    owner = object()
+    memory = cupy.cuda.UnownedMemory(512, 16, owner, 3)
+    pointer = cupy.cuda.MemoryPointer(memory, 0)
+    assert (pointer.ptr, pointer.device_id) == (512, 3) and pointer.mem is memory and memory._owner is owner
+    assert callable(cupy.get_default_pinned_memory_pool().malloc)
