@@ -15,8 +15,8 @@ from .scratch import Scratch, scratch
 _PIECE_BYTES = 4 << 20  # of all arrays; smaller ones are passed on too often
 # A channel of more bytes is cut into pieces, and read twice.
 _CHANNEL_BYTES = 2 << 20
-# Below so many elements one piece is faster than two threads.
-_SMALL = 3 << 16
+# Below so many elements one piece is faster than two threads, and than parts of channels one after the other.
+_SMALL = 1 << 20
 # Rows of fewer bytes cost more than their bytes where only some of the channels are taken.
 _LEAST_ROW = 256
 # Runs of fewer elements are worked on with one number for each element of an image, not for each channel.
