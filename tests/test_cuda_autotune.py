@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from adjoint.kernels import cuda
 from adjoint.kernels.cuda import autotune, conv_choice, user_cache
 from adjoint.kernels.cuda.conv_choice import Problem
-from cuda_on_host import HostLauncher, installed
+from cuda_on_host import HostLauncher, installed, needs_compiler
 
 X = np.zeros(1, np.float32)
 PROBLEM = Problem(
@@ -235,3 +236,38 @@ def test_threads_measure_once(device):
         for thread in threads:
             thread.join()
     assert device.ran.count(FAST) == 1 + autotune.MEASUREMENTS
+
+
+@needs_compiler
+def test_convolutions_find_their_kernel_and_repeat_bit_for_bit(monkeypatch, tmp_path):
+    monkeypatch.setattr(user_cache, "folder", lambda: tmp_path)  # kernels for the host stay where they are
+    rng = np.random.default_rng(0)
+    x, weight, dy = (rng.standard_normal(shape, np.float32) for shape in ((2, 8, 9, 9), (9, 8, 3, 3), (2, 9, 5, 5)))
+    settings = ((2, 2), ((1, 1), (1, 1)), (1, 1), 1)
+
+    def passes():
+        return (
+            cuda.conv(x, weight, weight[:, 0, 0, 0], *settings),
+            cuda.conv_input_grad(dy, weight, x.shape, *settings),
+            cuda.conv_weight_grad(dy, x, weight.shape, *settings),
+        )
+
+    with installed(HostLauncher(capability=70)):
+        by_table = passes()
+    monkeypatch.setenv(autotune.VARIABLE, "1")
+    autotune.forget()
+    measuring, knowing, reading = (HostLauncher(capability=70) for _ in range(3))
+    with installed(measuring):
+        tuned = passes()
+    assert len(files(tmp_path)) == 3
+    with installed(knowing):
+        again = passes()
+    autotune.forget()
+    with installed(reading):
+        later = passes()
+    autotune.forget()
+    assert knowing.launches == reading.launches and len(measuring.launches) > 5 * len(knowing.launches)
+    for results in zip(tuned, again, later, strict=True):
+        assert len({result.tobytes() for result in results}) == 1
+    for result, wanted in zip(tuned, by_table, strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
