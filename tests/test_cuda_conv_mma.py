@@ -14,7 +14,7 @@ from adjoint import kernels
 from adjoint.kernels import cuda
 from adjoint.kernels.cuda import launch
 from adjoint.kernels.cuda.channels_last import channels_last
-from adjoint.kernels.cuda.conv_choice import FORWARD, TABLE, TensorTile, only
+from adjoint.kernels.cuda.conv_choice import FORWARD, INPUT_GRAD, TABLE, Direct, Problem, TensorTile, Tile, choose, only
 from adjoint.kernels.precision import set_float32_matmul_precision
 from cuda_on_host import HostLauncher, device_fixture, installed, needs_compiler, run_under_sanitizers, sanitizing
 
@@ -179,6 +179,27 @@ def test_what_a_matrix_product_runs():
     assert kinds((2, 64, 16, 16), pointwise, (2, 2), free, (1, 1), 1) == {"channels_last", "gather_mma"}
     assert kinds((2, 64, 16, 16), pointwise, (1, 1), padded, (1, 1), 1) == {"channels_last", "gather_mma"}
     assert kinds((2, 128, 16, 16), pointwise, (1, 1), free, (1, 1), 2) == {"channels_last", "gather_mma"}
+
+
+def test_the_choice_of_tile():
+    """Wide tiles where they are filled and leave no multiprocessor idle; what is padded too much stays with FFMA."""
+    resnet = 64 * 56 * 56
+    for c_type, precision, rows, channels, pixels, wanted in (
+        ("float", "highest", 256, 64, resnet, TensorTile(128, 128, 32, 32, 16, True)),
+        ("float", "high", 256, 64, resnet, TensorTile(128, 128, 64, 32, 16)),
+        ("bfloat16", "highest", 64, 64, resnet, TensorTile(64, 128, 32, 32, 16)),
+        ("float16", "highest", 512, 512, 64 * 49, TensorTile(64, 128, 32, 32, 16)),
+        ("float", "high", 64, 64, 16 * 49, TensorTile(64, 64, 32, 32, 16)),
+        ("float", "highest", 32, 32, resnet, TensorTile(32, 128, 32, 32, 16, True)),
+        ("bfloat16", "highest", 64, 3, resnet, TensorTile(64, 128, 32, 32, 8)),
+        ("float", "highest", 64, 3, resnet, TensorTile(64, 128, 32, 32, 16, True)),
+        ("float", "highest", 64, 1, resnet, Tile(64, 128, 4, 8)),
+        ("float", "highest", 4, 64, resnet, Direct()),
+        ("double", "highest", 256, 64, resnet, Tile(64, 128, 4, 8)),
+    ):
+        sizes = {"groups": 1, "rows": rows, "channels": channels, "taps": 9, "pixels": pixels, "places": 3136}
+        for operation in (FORWARD, INPUT_GRAD):
+            assert choose(Problem(operation, c_type, precision, 80, **sizes)) == wanted
 
 
 def test_channels_that_are_last_already_are_not_copied():

@@ -29,17 +29,7 @@ class _Convolution(Operation):
             ctx.save_inputs(1)
 
 
-class Convolution(_Convolution):
-    """Images (N, C, *sizes), filters (K, C / groups, *taps) and a bias (K,) or None to (N, K, *outputs)."""
-
-    def forward(ctx, x: Any, weight: Any, bias: Any) -> Any:
-        ctx.save_what_is_needed()
-        ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
-        return kernels.conv(x, weight, bias, **ctx.geometry())
-
-    def backward(ctx, grad: Tensor) -> tuple[Optional, ...]:
-        return ctx.gradients(grad, ctx.saved)
-
+class _Forward(_Convolution):
     def gradients(ctx, grad: Tensor, saved: list[Tensor]) -> tuple[Optional, Optional, Optional]:
         """Of x, weight and bias, from that of the sum."""
         by_x = by_weight = by_bias = None
@@ -53,7 +43,19 @@ class Convolution(_Convolution):
         return by_x, by_weight, by_bias
 
 
-class ConvolutionActivation(Convolution):
+class Convolution(_Forward):
+    """Images (N, C, *sizes), filters (K, C / groups, *taps) and a bias (K,) or None to (N, K, *outputs)."""
+
+    def forward(ctx, x: Any, weight: Any, bias: Any) -> Any:
+        ctx.save_what_is_needed()
+        ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
+        return kernels.conv(x, weight, bias, **ctx.geometry())
+
+    def backward(ctx, grad: Tensor) -> tuple[Optional, Optional, Optional]:
+        return ctx.gradients(grad, ctx.saved)
+
+
+class ConvolutionActivation(_Forward):
     """f(convolution + bias + residual), with a residual of the result's shape, or None.
 
     `kind` is None or an activation whose slope comes from its output: what others need is not computed here.

@@ -15,7 +15,7 @@ from .. import geometry, precision
 from ..geometry import Pads, Sizes
 from . import autotune, conv_mma, conv_wgmma, depthwise, epilogue, launch
 from .conv_axes import THREADS, axes_split, before, check_sizes, pitches, struct_type, three
-from .conv_choice import FORWARD, INPUT_GRAD, BulkTile, Direct, Problem, Product, TensorTile, Variant
+from .conv_choice import FORWARD, INPUT_GRAD, BulkTile, Direct, Problem, Product, TensorTile, Variant, WithKernel
 from .launch import divide_up
 from .matmul import matmul
 
@@ -220,7 +220,7 @@ def _product(
 
 
 def _gather(
-    variant: Variant, target: Array, given: Sequence[Array | None], fields: dict[str, Any], activation: int
+    variant: WithKernel, target: Array, given: Sequence[Array | None], fields: dict[str, Any], activation: int
 ) -> None:
     groups, rows, pixels, plane = fields["groups"], fields["rows"], fields["pixels"], math.prod(fields["out"])
     if isinstance(variant, Direct):
@@ -244,7 +244,7 @@ def _gather(
     launch.launch(kernel, (blocks,), (threads,), [*arrays, settings], shared_bytes, reached)
 
 
-def _stage(variant: Variant, fields: dict[str, Any], itemsize: int) -> Sequence[int]:
+def _stage(variant: WithKernel, fields: dict[str, Any], itemsize: int) -> Sequence[int]:
     """How far a stage goes in the reduction: taps along (depth, height, width), and channels."""
     _, height, width = fields["taps"]
     channels = fields["channels"]

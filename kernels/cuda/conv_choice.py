@@ -135,7 +135,8 @@ class BulkTile:
         return Kernel("conv_wgmma.cu", f"gather_wgmma<{c_type}>", least=90, only="sm_90a")
 
 
-Variant = Product | Direct | Tile | TensorTile | BulkTile
+WithKernel = Direct | Tile | TensorTile | BulkTile
+Variant = Product | WithKernel
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ def _tensor_rows(types: Sequence[str], precision: Sequence[str], strict: bool) -
 
 
 def _tensor_weight_grad_rows(types: Sequence[str], precision: Sequence[str], strict: bool) -> list[Row]:
-    """Few channels are padded to 8 bytes (halves) or read as they lie (floats): columns are taps and channels together."""
+    """Few channels are padded to 8 bytes (halves) or read as they lie (floats). Columns are taps and channels."""
 
     def row(rows: int, columns: int, warp_rows: int = 32, piece: int = 16, **sizes: int) -> Row:
         tile = TensorTile(rows, columns, warp_rows, 32, piece, strict)

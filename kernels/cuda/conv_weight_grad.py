@@ -13,7 +13,7 @@ from ..geometry import Pads, Sizes
 from . import autotune, conv_choice, depthwise, launch
 from .channels_last import images_with_channels_last
 from .conv_axes import THREADS, axes_split, before, check_sizes, struct_type, three
-from .conv_choice import WEIGHT_GRAD, Direct, Problem, TensorTile, Variant
+from .conv_choice import WEIGHT_GRAD, BulkTile, Direct, Problem, Product, TensorTile, Variant
 from .launch import divide_up
 from .sums import accumulator, sum_partials, sum_taps
 
@@ -104,6 +104,7 @@ def _run(variant: Variant, problem: Problem, dy: Array, x: Array, dw: Array, fie
     if isinstance(variant, TensorTile):
         _on_tensor_cores(variant, problem, dy, x, dw, fields)
         return
+    assert not isinstance(variant, Product | BulkTile)  # the table has none of them for this
     kernel = variant.kernel(WEIGHT_GRAD, problem.c_type)
     if problem.channels == 1 and problem.groups > 1:
         kernel = depthwise.weight_grad_any(problem.c_type)
