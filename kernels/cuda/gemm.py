@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..geometry.activation import KINDS
 from . import launch
 from .cublaslt import Product
 from .launch import FLOAT_TYPES, Kernel, divide_up
@@ -37,6 +38,8 @@ class Tile:
         return 0 if self.each else _STAGES * (self.rows + self.columns) * _PITCH_BYTES
 
 
+FUSED = ("relu", "silu")  # what src/epilogue.cuh has
+_NO_ACTIVATION = -1
 _TENSOR_CORES = 80
 _STAGES, _PITCH_BYTES = 4, 80  # kStages and kPitchBytes in gemm_mma.cu
 
@@ -97,18 +100,23 @@ _GEMM = np.dtype(
         *((f"{name}_{what}", np.int64) for what in ("first", "batch") for name in ("a", "b", "out")),
         *((name, np.int64) for name in ("a_pitch", "b_pitch")),
         *((name, np.int32) for name in "rows columns depth part splits a_transposed b_transposed".split()),
-        *((name, np.int32) for name in "a_vectors b_vectors packed bias_row bias_column relu".split()),
+        *((name, np.int32) for name in "a_vectors b_vectors packed bias_row bias_column activation".split()),
     ],
     align=True,
 )
 
 
 def multiply(
-    product: Product, arrays: tuple[Array, Array, Array], firsts: tuple[int, int, int], bias: Array | None, relu: bool
+    product: Product,
+    arrays: tuple[Array, Array, Array],
+    firsts: tuple[int, int, int],
+    bias: Array | None,
+    activation: str | None,
 ) -> None:
-    """Let out = a @ b + bias, then max(0, …) with `relu`, for `arrays` (a, b, out), `firsts` elements from their start.
+    """Let out = activation(a @ b + bias) for `arrays` (a, b, out), `firsts` elements from their start.
 
-    The bias is (columns,), or (rows, 1). The parts of a sum that is split are added in order, on every device alike.
+    The bias is (columns,), or (rows, 1), the activation one of FUSED or None. The parts of a sum that is split are
+    added in order, on every device alike.
     """
     a, b, out = arrays
     tile, part = choose(product, launch.capability(a))
@@ -137,7 +145,7 @@ def multiply(
         packed=columns % 4 == 0 and firsts[2] % 4 == 0 and launch.aligned(out, 16),
         bias_row=bias is not None and bias.ndim == 2,
         bias_column=bias is not None and bias.ndim == 1,
-        relu=relu,
+        activation=_NO_ACTIVATION if activation is None else KINDS[activation].code,
     )
     partial = None
     if splits > 1:

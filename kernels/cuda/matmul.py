@@ -150,11 +150,11 @@ def _multiply(task: _Task, bias: Array | None, activation: str | None) -> tuple[
         return has_bias, gelu_tanh
     if by_library(False, False):
         return False, False
-    relu = activation == "relu"
+    fused = activation if activation in gemm.FUSED else None
     product = task.product(False, False)
     for firsts in task.firsts():
-        gemm.multiply(product, (task.a, task.b, task.out), firsts, bias, relu)
-    return True, relu
+        gemm.multiply(product, (task.a, task.b, task.out), firsts, bias, fused)
+    return True, fused is not None
 
 
 def _followed(out: Array, bias: Array | None, activation: str | None) -> Array:

@@ -1,7 +1,7 @@
 // What the kernels for matrix products share: how a launch is described, which tile a block has, and what follows the sums.
-#include "common.cuh"
+#include "epilogue.cuh"
 
-// For each matrix of a batch: out = a · b + bias, then max(0, …) where `relu`. A matrix lies with its rows one after the
+// For each matrix of a batch: out = activation(a · b + bias). A matrix lies with its rows one after the
 // other, or its columns where it is `transposed`, `pitch` elements apart; out has dense rows. Blocks sum `part` of the
 // depth; where there are several `splits`, they leave partial sums, which gemm_sum adds up in their order.
 struct Gemm {
@@ -10,7 +10,7 @@ struct Gemm {
     int32 a_vectors, b_vectors;       // whether all lines are whole runs of 16 bytes, at multiples of 16
     int32 packed;                     // whether four neighbours in out may be stored at once
     int32 bias_row, bias_column;      // by how much the place in the bias grows with row and column
-    int32 relu;
+    int32 activation;                 // kIdentity or an ActivationKind
 };
 
 // A number of a block's row tiles are neighbours in the grid, so that blocks that run together share lines in the L2.
@@ -37,7 +37,10 @@ struct Place {
 };
 
 // A result from its sum. Not-a-number stays one.
-template <class T> __device__ inline Accumulator<T> finished(Accumulator<T> sum, const T* bias, const Gemm& g, int32 row, int32 column) {
+template <class T>
+__device__ inline Accumulator<T> finished(Accumulator<T> sum, const T* bias, const Gemm& g, int32 row, int32 column) {
     if (bias) sum += widen(bias[int64(row) * g.bias_row + int64(column) * g.bias_column]);
-    return g.relu && sum <= 0 ? Accumulator<T>(0) : sum;
+    Accumulator<T> values[1] = {sum};
+    activate_some(g.activation, values);
+    return values[0];
 }

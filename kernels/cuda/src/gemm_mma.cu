@@ -19,7 +19,7 @@ constexpr int kStepBytes = 32;  // of a line in one matrix instruction
 constexpr int kPromoted = 64;
 
 // One operand's tile of `Lines` lines in each stage. This thread copies kEach runs of 16 bytes of it.
-template <class T, int Lines, int Threads> struct Tile {
+template <class T, int Lines, int Threads> struct Operand {
     static constexpr int kRun = 16 / sizeof(T), kDepth = kLineBytes / sizeof(T);
     static constexpr int kRunsOfLine = kLineBytes / 16, kRunsOfDepth = Lines / kRun;
     static constexpr int kEach = Lines * kRunsOfLine / Threads;
@@ -33,7 +33,7 @@ template <class T, int Lines, int Threads> struct Tile {
     int32 to, to_apart, dense_step, across_step, across_apart;
     bool vectors;
 
-    __device__ Tile(const T* matrix, int64 pitch, bool lines_dense, bool vectors, int32 first_line, int32 lines,
+    __device__ Operand(const T* matrix, int64 pitch, bool lines_dense, bool vectors, int32 first_line, int32 lines,
                     int32 begin, int32 end)
         : vectors(vectors) {
         const int32 runs = lines_dense ? kRunsOfDepth : kRunsOfLine;
@@ -207,8 +207,8 @@ __global__ void __launch_bounds__(Rows * Columns <= 4096 ? 128 : 256, Rows * Col
     constexpr int Down = Rows * Columns > 8192 ? 64 : 32, Across = 32;  // a warp's sums
     constexpr int N = Down / 16, M = Across / 8, Steps = kLineBytes / kStepBytes;
     static_assert(Rows / Down * (Columns / Across) * kWarpSize == Threads, "each warp has sums");
-    using Left = Tile<T, Rows, Threads>;
-    using Right = Tile<T, Columns, Threads>;
+    using Left = Operand<T, Rows, Threads>;
+    using Right = Operand<T, Columns, Threads>;
     constexpr int StageBytes = Left::kBytes + Right::kBytes;
     DYNAMIC_SHARED(stages);
 

@@ -39,7 +39,7 @@ template <class T, int Lines> struct Part {
 };
 
 template <class T, int Rows, int Columns, int RowsEach, int ColumnsEach>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, Rows * Columns > 8192 ? 1 : 2)
     gemm_simt(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ out,
               Accumulator<T>* __restrict__ partial, Gemm g) {
     using P = Product<T, Rows, Columns, RowsEach, ColumnsEach>;
