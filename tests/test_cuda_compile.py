@@ -27,7 +27,7 @@ def _missing():
 
 # On the shortest way through the inner loop. A product takes a scheduler's tensor cores eight cycles on sm_80 and four
 # on sm_90, in each of which one instruction can begin.
-LEAST_TENSOR_SHARE = 0.10
+LEAST_TENSOR_SHARE = 0.08
 LEAST_BULK_SHARE = 0.03  # a product of wgmma takes 32 cycles of a multiprocessor's tensor cores
 NEWER = ("sm_80", "sm_90", "sm_100")
 needs_nvrtc = pytest.mark.skipif(bool(_missing()), reason=_missing())
@@ -39,7 +39,7 @@ def _compile(kernels, archs):
     assert {(row.kernel, row.arch) for row in rows} == wanted
     spilling = [row for row in rows if row.spill_bytes or row.stack_bytes]
     assert not spilling, "\n" + cuda_compile.table(spilling)
-    idle = [row for row in rows if "mma_m16n8k16" in row.kernel.text() and _is_idle(row)]
+    idle = [row for row in rows if "mma<" in row.kernel.name and _is_idle(row)]
     assert not idle, "\n" + cuda_compile.table(idle)
 
 
