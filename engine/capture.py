@@ -223,7 +223,8 @@ class _Graph:
 
     def first(self, arguments: _Arguments) -> Any:
         """Run the graph after its capture, which has done all that is to be done on the host."""
-        return self._run(arguments)
+        self._run(arguments)
+        return self._results(arguments)
 
     def replay(self, arguments: _Arguments) -> Any:
         """A step: what it does on the host, and the graph."""
@@ -231,14 +232,14 @@ class _Graph:
             field.begin()
         for action in self.recorder.actions:
             action()
-        result = self._run(arguments)
+        self._run(arguments)
         for versions in self.recorder.changed:
             versions[0] += 1
         for field in self.recorder.fields:
             field.end()
-        return result
+        return self._results(arguments)
 
-    def _run(self, arguments: _Arguments) -> Any:
+    def _run(self, arguments: _Arguments) -> None:
         for own, given in zip(self.inputs, arguments.tensors, strict=True):
             if own is not given:
                 own._data[...] = given._data
@@ -248,6 +249,8 @@ class _Graph:
             given = arguments.tensors[i]
             given._data[...] = self.inputs[i]._data
             given._versions[0] += 1
+
+    def _results(self, arguments: _Arguments) -> Any:
         return _mapped(self.result, lambda tensor: self._given_back(tensor, arguments))
 
     def _given_back(self, tensor: Tensor, arguments: _Arguments) -> Tensor:

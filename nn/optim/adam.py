@@ -9,7 +9,7 @@ from typing import Any
 from ... import kernels
 from ...engine import Tensor
 from .optimizer import Group, Optimizer, check_betas, check_lr, check_number, lr_of, zeros_for
-from .recorded import advance, counts, number
+from .recorded import advance, number
 
 
 class Adam(Optimizer):
@@ -47,14 +47,14 @@ class Adam(Optimizer):
 
     def update(self, group: Group, params: list[Tensor]) -> None:
         amsgrad = group["amsgrad"]
-        by_step: defaultdict[Any, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
+        by_step: defaultdict[int, list[tuple[Tensor, dict[str, Any]]]] = defaultdict(list)
         for parameter in params:
             state = self.state[parameter]
             if not state:
                 state.update(step=0, exp_avg=zeros_for(parameter), exp_avg_sq=zeros_for(parameter))
             if amsgrad and "max_exp_avg_sq" not in state:
                 state["max_exp_avg_sq"] = zeros_for(parameter)
-            by_step[counts(state)].append((parameter, state))
+            by_step[state["step"]].append((parameter, state))
         for known in by_step.values():
             states = [state for _, state in known]
             kernels.adam(
