@@ -371,6 +371,23 @@ def test_memory(dtype):
 
 
 @needs_compiler
+def test_more_than_2_to_the_31_elements():
+    """The last blocks of a batch beyond 32 bits; pages that no block touches take no memory."""
+    rng = np.random.default_rng(7)
+    x = np.zeros((5, 16, 2**12, 2**13), DTYPES["bfloat16"])
+    x[-1, :, -1, -128:] = exact(rng, (16, 128), x.dtype)
+    weight = exact(rng, (16, 16, 1, 1), x.dtype)
+
+    def last_blocks(grid):
+        return [(i, 0, 0) for i in range(max(0, grid[0] - 16), grid[0])]
+
+    with installed(HostLauncher(ends_only=last_blocks)), only(TensorTile(32, 128, 32, 32)):
+        y = kernels.conv(x, weight, None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    seen, filters = x[-1, :, -1, -128:].astype(np.float64), weight[:, :, 0, 0].astype(np.float64)
+    assert_close(np.ascontiguousarray(y[-1, :, -1, -128:]), filters @ seen, "bfloat16")
+
+
+@needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_under_sanitizers():
     result = run_under_sanitizers(__file__, "-k", "(parity or copies) and not empty")
