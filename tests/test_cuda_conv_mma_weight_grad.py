@@ -333,6 +333,8 @@ def test_memory(dtype, many_parts):
 @needs_compiler
 @pytest.mark.skipif(sanitizing(), reason="starts the run with sanitizers")
 def test_under_sanitizers():
-    result = run_under_sanitizers(__file__, "-k", "parity")
+    # Of kernels with the same addresses one each: strict sums are others' registers, float16 is bfloat16.
+    which = "parity and not true and not float16 and not double and not direct"
+    result = run_under_sanitizers(__file__, "-k", which)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "passed" in result.stdout

@@ -73,9 +73,10 @@ def conv_bias_grad(dy: Array) -> Array:
     dy = launch.contiguous(dy)
     vector = _VECTOR_BYTES // dy.dtype.itemsize
     vectors = channels * plane % vector == 0 and launch.aligned(dy, _VECTOR_BYTES)
-    most = (_THREADS - 1) * vector  # columns of a block: its first vector may begin before the first of them
+    sector = 2 * vector
+    most = _THREADS * vector - sector  # columns of a block: its vectors may begin before the first of them
     pieces = divide_up(plane, most)
-    piece = divide_up(divide_up(plane, pieces), vector) * vector
+    piece = divide_up(divide_up(plane, pieces), sector) * sector
     pieces = divide_up(plane, piece)
     channels_at_once = min(channels, max(1, most // plane))
     groups, units = divide_up(channels, channels_at_once), images * pieces

@@ -59,8 +59,8 @@ __global__ void __launch_bounds__(kThreads)
     const int32 first_channel = group * s.channels_at_once;
     const int32 channels = min(s.channels_at_once, s.channels - first_channel);
     const int64 start = int64(first_channel) * s.plane;
-    // Vectors begin before the first column where that is no multiple of them.
-    const int32 before = s.vectors ? int32(start % kVector) : 0;
+    // Where the first column does not begin a sector, vectors begin before it.
+    const int32 before = s.vectors ? int32(start % (2 * kVector)) : 0;
     const auto column = [&](int i) {
         return s.vectors ? int32(threadIdx.x) * kVector + i : i * kThreads + int32(threadIdx.x);
     };
