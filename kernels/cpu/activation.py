@@ -90,7 +90,7 @@ def glu_input_grad(dy: Array, x: Array, dim: int) -> Array:
 
 
 def _is_one_piece(x: Array) -> bool:
-    return x.nbytes <= PIECE_BYTES and x.dtype.itemsize > 2
+    return x.nbytes <= 2 * PIECE_BYTES and x.dtype.itemsize > 2
 
 
 def _elementwise(inputs: list[Array], results: list[Array], compute: Compute) -> None:
@@ -118,8 +118,9 @@ def in_pieces(inputs: list[Array], results: list[Array], compute: Compute) -> No
     """Call `compute(work, *inputs, *results)` with pieces of flat, contiguous arrays, halves as float32."""
     size, stored = results[0].size, results[0].dtype
     dtype = compute_dtype(stored)
-    step = PIECE_BYTES // dtype.itemsize
-    if size <= step and stored is dtype:
+    limit = parallel.worth(size * dtype.itemsize)
+    step = (1 + (limit == 1)) * PIECE_BYTES // dtype.itemsize
+    if size * dtype.itemsize <= PIECE_BYTES and stored is dtype:
         with np.errstate(all="ignore"):
             compute(Work(None, size, dtype), *inputs, *results)
         return
@@ -141,4 +142,4 @@ def in_pieces(inputs: list[Array], results: list[Array], compute: Compute) -> No
                     np.copyto(array, source, casting="unsafe")
 
     pieces = parallel.split(size, step)
-    parallel.share(run, pieces, parallel.worth(size * dtype.itemsize))
+    parallel.share(run, pieces, limit)
