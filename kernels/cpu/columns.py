@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..geometry import Pair
+from . import results
 from .conv_choice import Problem
 from .parallel import split
 
@@ -83,8 +84,8 @@ class Unfolding:
     def buffers(self) -> tuple[np.ndarray, np.ndarray]:
         """Memory in which to unfold one piece at a time: its padded input, zero, and its columns."""
         shape = (self.images, self.channels, self._input_rows(self.rows), self.padded_width)
-        columns = np.empty(self.images * self.groups * self.depth * self.rows * self.pitch, self.dtype)
-        return np.zeros(shape, self.dtype), columns
+        columns = self.images * self.groups * self.depth * self.rows * self.pitch
+        return results.zeros(shape, self.dtype), results.empty((columns,), self.dtype)
 
     def unfold(
         self, x: np.ndarray, piece: Piece, buffers: tuple[np.ndarray, np.ndarray], together: bool = False
@@ -111,7 +112,7 @@ class Unfolding:
         """Add columns (n, ..., positions) to where they came from: (n, channels, H, W)."""
         # A stride may leave the last rows of the input unseen.
         height = max(self._input_rows(self.size[0]), self.padding[0][0] + self.height)
-        padded = np.zeros((len(columns), channels, height, self.padded_width), self.dtype)
+        padded = results.zeros((len(columns), channels, height, self.padded_width), self.dtype)
         seen = self._seen(padded, self.size[0])
         columns = columns.reshape(seen.shape)
         for i in range(self.taps[0]):
