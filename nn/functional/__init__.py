@@ -41,6 +41,7 @@ from .activation import (
     threshold_,
 )
 from .conv import conv1d, conv2d, conv3d, conv_activation
+from .conv_transpose import conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .dropout import alpha_dropout, dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
 from .embedding import embedding
 from .embedding_bag import embedding_bag
@@ -90,6 +91,9 @@ __all__ = [
     "conv2d",
     "conv3d",
     "conv_activation",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
     "dropout",
     "dropout1d",

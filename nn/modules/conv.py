@@ -53,11 +53,13 @@ class _Conv(Module):
         self.padding_mode = padding_mode
         around = sides(name, self.padding, self.kernel_size, self.stride, self.dilation)
         self._border = tuple(width for pads in reversed(around) for width in pads)
-        shape = (out_channels, in_channels // groups, *self.kernel_size)
-        self.weight = Parameter(empty(shape, dtype=dtype, device=device))
+        self.weight = Parameter(empty(self._weight_shape(), dtype=dtype, device=device))
         size = (out_channels,)
         self.register_parameter("bias", Parameter(empty(size, dtype=dtype, device=device)) if bias else None)
         self.reset_parameters()
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def reset_parameters(self) -> None:
         """Draw weight and bias uniformly from ±1 / sqrt(inputs of an output element), as PyTorch does."""
