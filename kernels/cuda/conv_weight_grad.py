@@ -187,13 +187,20 @@ class _Grads:
         if plane % vector == 0 and launch.aligned(dy, _VECTOR_BYTES):
             return _Grads(dy, _strides(plane, filters * plane, rows * plane, plane))
         # Vectors would span two images: a copy, filter by filter, with zeros up to a whole vector.
-        row = divide_up(images * plane, vector) * vector
-        copy = launch.empty((filters, row), dy.dtype, dy)
-        bits, given = (array.view(f"u{dy.dtype.itemsize}") for array in (copy, dy))
-        by_filter = given.reshape(images, filters, plane).transpose(1, 0, 2)
-        bits[:, : images * plane].reshape(filters, images, plane)[...] = by_filter
-        bits[:, images * plane :] = 0
+        length = images * plane
+        row = divide_up(length, vector) * vector
+        copy = launch.empty((filters, images, plane), dy.dtype, dy)
+        _bits(copy)[...] = _bits(dy).reshape(images, filters, plane).transpose(1, 0, 2)
+        if row > length:
+            copy, whole = launch.empty((filters, row), dy.dtype, dy), copy.reshape(filters, length)
+            _bits(copy)[:, :length] = _bits(whole)
+            _bits(copy)[:, length:] = 0
         return _Grads(copy, _strides(_NEVER, _NEVER, rows * row, row))
+
+
+def _bits(array: Array) -> Array:
+    """The array as integers, which can be copied in any type."""
+    return array.view(f"u{array.dtype.itemsize}")
 
 
 def _strides(plane: int, image: int, group: int, row: int) -> dict[str, int]:
