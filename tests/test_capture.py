@@ -7,6 +7,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ import adjoint.nn as nn
 import adjoint.nn.functional as F
 from adjoint import optim
 from adjoint.engine import backend, random
+from bench import networks
+from bench.library import Library
+from bench.suites import train
 from cuda_on_host import compiler, installed
 
 HERE = Path(__file__).name
@@ -150,6 +154,34 @@ def test_a_captured_step_is_the_eager_one_bit_for_bit(device: str, name: str) ->
     np.testing.assert_array_equal(replayed, eager)
     assert np.isfinite(eager).all() and len({str(losses) for losses in eager}) == 7
     assert_same(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("training", "dtype"),
+    [
+        (train.mlp(8), "float32"),
+        (
+            train.Training(
+                "ResNet", partial(networks.resnet, blocks=(1,), bottleneck=True, small=True), 2, (3, 4, 4), 10, 0
+            ),
+            "float32",
+        ),
+        (train.transformer(2, 8, layers=2, width=32, heads=2, vocabulary=50), "bfloat16"),
+    ],
+    ids=["mlp", "resnet", "transformer"],
+)
+def test_the_steps_that_are_measured_are_the_eager_ones(device: str, training: train.Training, dtype: str) -> None:
+    library = Library("adjoint", device)
+
+    def run(captured: bool) -> Any:
+        eager = training.step(library, dtype)
+        step = ad.cuda.capture(lambda: eager()) if captured else eager
+        losses = [numbers(step()[0]) for _ in range(4)]
+        assert not captured or step.graphs == 1
+        return losses, [numbers(gradient) for gradient in eager.left()]
+
+    eager = run(False)
+    assert run(True) == eager and eager[0][3] < eager[0][0]
 
 
 def parameter(device: str, *values: float) -> ad.Tensor:
