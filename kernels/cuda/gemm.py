@@ -35,13 +35,14 @@ class Tile:
 
     @property
     def shared_bytes(self) -> int:
-        return 0 if self.each else _STAGES * (self.rows + self.columns) * _PITCH_BYTES
+        return 0 if self.each else _STAGES * ((self.rows + self.columns) * _LINE_BYTES + 2 * _FREE_BYTES)
 
 
 FUSED = ("relu", "silu")  # what src/epilogue.cuh has
 _NO_ACTIVATION = -1
 _TENSOR_CORES = 80
-_STAGES, _PITCH_BYTES = 4, 80  # kStages and kPitchBytes in gemm_mma.cu
+_STAGES, _LINE_BYTES = 4, 64  # kStages and kLineBytes in gemm_mma.cu
+_FREE_BYTES = 512  # of each operand's tile: kFree times its depth
 
 # Widest first: a wide tile loads less for each multiplication, a narrow one leaves less of itself empty and gives more
 # blocks. Exact products have two sets of sums in registers.

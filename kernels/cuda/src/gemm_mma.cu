@@ -3,10 +3,10 @@
 // A block computes Rows x Columns sums in steps of 64 bytes of each line, kStages of which are on their way to shared memory
 // (cp.async) or there. Its warps have 64 x 32 or 32 x 32 sums in registers. A matrix is kept as it lies in memory:
 //
-//     depth dense     line 0 | 64 bytes of depth | 16 free       8 lines apart by 80 bytes, and
-//                     line 1 | ...                               8 depths apart by the size of a row and 16 bytes
-//     lines dense     depth 0 | Rows elements | 16 free          lie in all banks, so that ldmatrix has no conflicts
-//                     depth 1 | ...
+//     depth dense     line 0 | 64 bytes of depth       line l's run r of 16 bytes is at place r ^ (l / 2 % 4): the runs
+//                     line 1 | ...                     of two lines, and one run of 8 lines, lie in all banks
+//     lines dense     depth 0 | Rows elements | free   one run of 8 depths, or 8 floats of 4, lie in all banks by what is
+//                     depth 1 | ...                    left free behind each
 //
 // Exact: a float is the sum of two tf32, of whose four products the one of both small parts is left out. Tensor cores cut
 // sums off, so every kPromoted of the depth they are added to sums that are rounded (Ootomo and Yokota, 2022).
@@ -14,18 +14,23 @@
 #include "mma.cuh"
 
 constexpr int kStages = 4;
-constexpr int kLineBytes = 64, kPitchBytes = kLineBytes + 16;
+constexpr int kLineBytes = 64;
 constexpr int kStepBytes = 32;  // of a line in one matrix instruction
 constexpr int kPromoted = 64;
+
+template <class T> constexpr int kFree = sizeof(T) == 4 ? 32 : 16;
+
+// By how much runs of a line change places.
+__device__ inline int32 turned(int32 line) { return line / 2 % 4; }
 
 // One operand's tile of `Lines` lines in each stage. This thread copies kEach runs of 16 bytes of it.
 template <class T, int Lines, int Threads> struct Operand {
     static constexpr int kRun = 16 / sizeof(T), kDepth = kLineBytes / sizeof(T);
     static constexpr int kRunsOfLine = kLineBytes / 16, kRunsOfDepth = Lines / kRun;
     static constexpr int kEach = Lines * kRunsOfLine / Threads;
-    static constexpr int kBytes = Lines * kPitchBytes;
-    static constexpr int kDepthPitch = Lines * sizeof(T) + 16;  // in bytes, where lines are dense
-    static_assert(kEach * Threads == Lines * kRunsOfLine && kDepth * kDepthPitch <= kBytes, "whole runs that fit");
+    static constexpr int kDepthPitch = Lines * sizeof(T) + kFree<T>;  // in bytes, where lines are dense
+    static constexpr int kBytes = kDepth * kDepthPitch;                // which is the larger of the two ways
+    static_assert(kEach * Threads == Lines * kRunsOfLine && kBytes >= Lines * kLineBytes, "whole runs that fit");
 
     const T* from;
     int64 apart, step;                      // from this thread's run to its next, and to the next stage's, in elements
@@ -40,7 +45,7 @@ template <class T, int Lines, int Threads> struct Operand {
         const int32 dense = threadIdx.x % runs * kRun, cross = threadIdx.x / runs;
         const int32 first_dense = (lines_dense ? first_line : begin) + dense;
         const int32 first_across = (lines_dense ? begin : first_line) + cross;
-        const int32 pitch_bytes = lines_dense ? kDepthPitch : kPitchBytes;
+        const int32 pitch_bytes = lines_dense ? kDepthPitch : kLineBytes;
         from = matrix + first_across * pitch + first_dense;
         across_apart = Threads / runs;
         apart = across_apart * pitch;
@@ -49,7 +54,8 @@ template <class T, int Lines, int Threads> struct Operand {
         across_left = (lines_dense ? end : lines) - first_across;
         dense_step = lines_dense ? 0 : kDepth;
         across_step = lines_dense ? kDepth : 0;
-        to = cross * pitch_bytes + dense * int32(sizeof(T));
+        const int32 run = threadIdx.x % runs;  // further runs of this thread are of lines that are turned alike
+        to = cross * pitch_bytes + (lines_dense ? run : run ^ turned(cross)) * 16;
         to_apart = across_apart * pitch_bytes;
     }
 
@@ -84,7 +90,7 @@ private:
 
 // What a warp reads from a tile: N fragments of 16 lines, for A (Left), or two fragments of 8 lines each, for B.
 template <class T, int Lines, bool Left> struct Reader {
-    static constexpr int kDepthPitch = Lines * sizeof(T) + 16;
+    static constexpr int kDepthPitch = Lines * sizeof(T) + kFree<T>;
 
     int32 first;  // this lane's place in the tile, in bytes
     bool lines_dense;
@@ -92,7 +98,7 @@ template <class T, int Lines, bool Left> struct Reader {
     __device__ Reader(int32 line, bool lines_dense) : lines_dense(lines_dense) {
         const int32 lane = threadIdx.x % kWarpSize, low = lane % 8, middle = lane / 8 % 2, high = lane / 16;
         const int32 lines_of_lane = low + 8 * (Left ? middle : high), run = Left ? high : middle;
-        if (!lines_dense) first = (line + lines_of_lane) * kPitchBytes + run * 16;
+        if (!lines_dense) first = (line + lines_of_lane) * kLineBytes + (run ^ turned(lines_of_lane)) * 16;
         else if constexpr (sizeof(T) == 4) first = lane % 4 * kDepthPitch + (line + lane / 4) * 4;
         else first = (low + 8 * run) * kDepthPitch + (line + 8 * (Left ? middle : high)) * 2;
     }
@@ -100,7 +106,7 @@ template <class T, int Lines, bool Left> struct Reader {
     // The fragments of lines 16 `number` and on, at step `k` of the stage.
     __device__ void read(uint32 (&to)[4], const unsigned char* tile, int number, int k) const {
         if (!lines_dense) {
-            ldmatrix_x4(to, tile + first + number * (16 * kPitchBytes) + k * kStepBytes);
+            ldmatrix_x4(to, tile + number * (16 * kLineBytes) + (first ^ k * kStepBytes));
             return;
         }
         const unsigned char* const at = tile + first + number * int(16 * sizeof(T)) + k * (kStepBytes / int(sizeof(T)) * kDepthPitch);
@@ -186,7 +192,8 @@ private:
     template <class U> __device__ void pair(U* of_row, int32 row, int32 column, U first, U second) const {
         if (row >= g.rows || column >= g.columns) return;
         if (g.packed) {
-            *reinterpret_cast<Pack<U, 2>*>(of_row + column) = {first, second};
+            const Pack<U, 2> pack{first, second};
+            *reinterpret_cast<Pack<U, 2>*>(of_row + column) = pack;
             return;
         }
         of_row[column] = first;
@@ -199,11 +206,16 @@ private:
     }
 };
 
+template <int Rows, int Columns> constexpr int kThreads = Rows * Columns <= 4096 ? 128 : 256;
+// On a multiprocessor: registers are shared out so that none are spilled.
+template <class T, int Rows, int Columns>
+constexpr int kBlocks = Rows * Columns <= 4096 ? 4 : Rows * Columns <= 8192 || sizeof(T) == 2 ? 2 : 1;
+
 template <class T, bool Exact, int Rows, int Columns>
-__global__ void __launch_bounds__(Rows * Columns <= 4096 ? 128 : 256, Rows * Columns <= 4096 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads<Rows, Columns>, kBlocks<T, Rows, Columns>)
     gemm_mma(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ bias, T* __restrict__ out,
              float* __restrict__ partial, Gemm g) {
-    constexpr int Threads = Rows * Columns <= 4096 ? 128 : 256;
+    constexpr int Threads = kThreads<Rows, Columns>;
     constexpr int Down = Rows * Columns > 8192 ? 64 : 32, Across = 32;  // a warp's sums
     constexpr int N = Down / 16, M = Across / 8, Steps = kLineBytes / kStepBytes;
     static_assert(Rows / Down * (Columns / Across) * kWarpSize == Threads, "each warp has sums");

@@ -15,10 +15,10 @@ template <class T, int Rows_, int Columns_, int RowsEach_, int ColumnsEach_> str
     static constexpr int Across = Columns / ColumnsEach, Down = Rows / RowsEach;
     static_assert(Across * Down == kThreads && RowsEach % Width == 0 && ColumnsEach % Width == 0, "whole loads");
 
-    // Four more in each line: the stores, which go along kDepth, then use all banks.
+    // 16 bytes more in each line: the stores, which go along kDepth, then use all banks.
     struct Tiles {
-        alignas(16) A left[2][kDepth][Rows + 4];
-        alignas(16) A right[2][kDepth][Columns + 4];
+        alignas(16) A left[2][kDepth][Rows + Width];
+        alignas(16) A right[2][kDepth][Columns + Width];
     };
 
     A sum[RowsEach][ColumnsEach];
