@@ -49,10 +49,11 @@ class _ConvTranspose(_Conv):
         wanted = tuple(output_size)[-axes:]
         if len(output_size) not in (axes, input.ndim):
             raise ValueError(f"{name}: output_size must have {axes} or {input.ndim} sizes, got {tuple(output_size)}")
+        padding: Any = self.padding
         least = [
-            (size - 1) * step - 2 * int(width) + gap * (taps - 1) + 1
+            (size - 1) * step - 2 * width + gap * (taps - 1) + 1
             for size, step, width, gap, taps in zip(
-                input.shape[-axes:], self.stride, self.padding, self.dilation, self.kernel_size, strict=True
+                input.shape[-axes:], self.stride, padding, self.dilation, self.kernel_size, strict=True
             )
         ]
         most = [size + step - 1 for size, step in zip(least, self.stride, strict=True)]
