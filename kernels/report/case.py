@@ -24,6 +24,7 @@ class Case:
     prepare: Callable[[], Callable[[], object]]
     needed: int  # bytes that any implementation must read or write, at the traced size
     operations: int | None = None  # of floating point, where they might be the bound
+    capability: int | None = None  # of the device to stand in for, where it must be a certain one
     # Limits that the tests hold; a case with others says why.
     most_bytes: float = 1.1  # moved, over those needed
     most_sectors: float = 1.25  # of a request, over the fewest that hold its bytes

@@ -124,9 +124,10 @@ def measure(cases: Sequence[Case]) -> Iterator[Measurement]:
     package = host()
     package.build_traced(_launched(cases, package))
     for case in cases:
-        with package.installed(package.HostLauncher(trace=True, capability=CAPABILITY)):
+        capability = case.capability or CAPABILITY
+        with package.installed(package.HostLauncher(trace=True, capability=capability)):
             call = case.prepare()
-        launcher = package.HostLauncher(trace=True, capability=CAPABILITY)
+        launcher = package.HostLauncher(trace=True, capability=capability)
         with package.installed(launcher):
             call()
         yield Measurement(case, launcher.traces)
@@ -134,11 +135,13 @@ def measure(cases: Sequence[Case]) -> Iterator[Measurement]:
 
 def _launched(cases: Sequence[Case], package: Any) -> list[Kernel]:
     """The kernels that the cases launch, without running them: so that they are built together."""
-    launcher = package.HostLauncher(dry=True, capability=CAPABILITY)
-    with package.installed(launcher):
-        for case in cases:
+    launches: list[Kernel] = []
+    for case in cases:
+        launcher = package.HostLauncher(dry=True, capability=case.capability or CAPABILITY)
+        with package.installed(launcher):
             case.prepare()()
-    return list(dict.fromkeys(launcher.launches))
+        launches += launcher.launches
+    return list(dict.fromkeys(launches))
 
 
 @dataclass(frozen=True)
