@@ -55,7 +55,7 @@ def test_kernels_of_the_cases_fit_and_do_not_spill(measured):
 def test_every_family_has_cases_and_names_are_unique():
     families = {case.family for case in CASES}
     assert families >= set(
-        "activation batch_norm depthwise dropout embedding layer_norm optimizer pooling softmax".split()
+        "activation batch_norm conv depthwise dropout embedding gemm layer_norm optimizer pooling softmax".split()
     )
     assert len({str(case) for case in CASES}) == len(CASES)
 

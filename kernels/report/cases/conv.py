@@ -10,9 +10,9 @@ from ...cuda import conv, conv_choice, conv_input_grad, conv_weight_grad, launch
 from ...cuda.conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Problem
 from ...precision import using
 from ..case import Case, itemsize, normal
+from ..measure import CAPABILITY
 
 WAYS = {FORWARD: "forward", INPUT_GRAD: "input gradient", WEIGHT_GRAD: "weight gradient"}
-_CAPABILITY = 90
 
 _COPIES = (
     "what has its channels first is copied once with its channels last, which is a read and a write more of the image "
@@ -69,8 +69,9 @@ class Shape(NamedTuple):
             taps = prod(launch.divide_up(count, self.stride) for count in self.taps)
             pixels = self.n * prod(launch.divide_up(size, self.stride) for size in self.size)
             rows, channels, places = c, k, prod(self.out)
-        c_type = launch.c_type(dtype)
-        return Problem(operation, c_type, precision, _CAPABILITY, self.groups, rows, channels, taps, pixels, places)
+        is_product = taps == self.stride == self.groups == 1
+        sizes = (self.groups, rows, channels, taps, pixels, places, places if is_product else 0)
+        return Problem(operation, launch.c_type(dtype), precision, CAPABILITY, *sizes)
 
 
 def _cases(
@@ -125,7 +126,7 @@ def _case(operation: str, whole: Shape, traced: Shape, dtype: str, precision: st
         prepare=prepare,
         needed=itemsize(dtype) * (prod(traced.x) + prod(traced.weight) + prod(traced.y)),
         operations=2 * prod(traced.y) * prod(traced.weight[1:]),
-        **({"most_bytes": 3.0, "why": _COPIES} | limits),
+        **{"most_bytes": 3.0, "why": _COPIES, **limits},
     )
 
 
