@@ -43,7 +43,7 @@ struct ChannelSums {
 
 // partial (parts, channels), or the sums themselves where there is one part.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     channel_sums(const T* __restrict__ x, T* __restrict__ sums, Accumulator<T>* __restrict__ partial, ChannelSums s) {
     using A = Accumulator<T>;
     constexpr int kVector = 16 / sizeof(T), kPart = 16 / sizeof(A), kAhead = 4;
