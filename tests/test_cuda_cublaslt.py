@@ -238,6 +238,27 @@ def test_a_library_that_is_too_old_is_not_used(monkeypatch):
         cublaslt.library.cache_clear()
 
 
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+def test_the_real_library_on_a_gpu(orders, dtype, monkeypatch):
+    cupy = pytest.importorskip("cupy", reason="needs CuPy: pip install 'cupy-cuda12x[ctk]' (or 13x)")
+    if not cupy.is_available():
+        pytest.skip("needs a GPU: CuPy finds no CUDA device")
+    if cublaslt.library() is None:
+        pytest.skip("needs cuBLASLt, which comes with CuPy's [ctk]")
+    monkeypatch.setattr("adjoint.kernels.cuda.gemm.multiply", None)  # nothing falls back to our own kernels
+    a, b = matrix((3,), 40, 24, orders[0], dtype, 1), matrix((3,), 24, 16, orders[1], dtype, 2)
+    bias = eighths(16, dtype, 3)
+    for activation in (None, "relu", "gelu_tanh"):
+        got = cupy.asnumpy(cuda.matmul(*map(cupy.asarray, (a, b, bias)), activation))
+        with installed(HostLauncher(cublaslt=CublasLt(HostCublasLt(STREAM)))):
+            wanted = cuda.matmul(a, b, bias, activation)
+        scale = np.abs(wanted.astype(np.float64)).max()
+        np.testing.assert_allclose(
+            got.astype(np.float64), wanted.astype(np.float64), rtol=0, atol=2 * ROUNDING[dtype] * scale
+        )
+
+
 def test_the_real_library_takes_what_it_is_given():
     """Descriptors need no device: they are made, and their attributes read back."""
     try:
