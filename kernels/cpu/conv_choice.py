@@ -50,7 +50,7 @@ MOST_WASTE = 350
 # the columns of one line of outputs, by the images of one channel with their columns, by whole volumes.
 LINE_BYTES = 4 << 20
 PLANE_BYTES = 6 << 20
-VOLUME_BYTES = 4 << 20
+VOLUME_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
