@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from itertools import chain
 
 from .cuda import compile as cuda_compile
-from .cuda import launch
+from .cuda.cupy_launcher import CupyLauncher
+from .cuda.kernel import Kernel
 from .cuda.variants import all_variants
 from .report import cases, measure, text
 from .report.case import Case
@@ -91,7 +92,7 @@ def _report(chosen: Sequence[Case]) -> int:
     return 1 if problems else 0
 
 
-def _compile(kernels: Sequence[launch.Kernel], archs: Sequence[str]) -> int:
+def _compile(kernels: Sequence[Kernel], archs: Sequence[str]) -> int:
     start = time.perf_counter()
     rows = list(cuda_compile.compile_kernels(kernels, archs))
     print(cuda_compile.table(rows))
@@ -103,11 +104,11 @@ def _compile(kernels: Sequence[launch.Kernel], archs: Sequence[str]) -> int:
     return 1 if spilling else 0
 
 
-def _warm(kernels: Sequence[launch.Kernel]) -> int:
+def _warm(kernels: Sequence[Kernel]) -> int:
     import cupy
 
     device = cupy.cuda.Device()
-    launcher = launch.CupyLauncher()
+    launcher = CupyLauncher()
     start = time.perf_counter()
     for number, kernel in enumerate(kernels, 1):
         print(f"[{number}/{len(kernels)}] {kernel}", flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adjoint.kernels.cuda.launch import Kernel
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import HostLauncher
 
 __name__ = "cupy"  # in the lines that an error has passed, and as the module of the classes
@@ -543,8 +543,8 @@ class Launcher(HostLauncher):
     def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
         return empty(shape, dtype)
 
-    def flat(self, array: Any) -> Any:
-        return ndarray(super().flat(array.host), array._memory, array)
+    def flat(self, array: Any, size: int) -> Any:
+        return ndarray(super().flat(array.host, size), array._memory, array)
 
     def free_cached_memory(self, device: Any) -> None:
         must_not_be_captured("free")

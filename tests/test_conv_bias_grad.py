@@ -12,7 +12,8 @@ import adjoint as ad
 from adjoint import kernels
 from adjoint.kernels import cpu
 from adjoint.kernels.cpu import parallel
-from adjoint.kernels.cuda import launch, sums
+from adjoint.kernels.cuda import sums
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel
 from cuda_on_host import HostLauncher, device_fixture, installed, needs_compiler, run_under_sanitizers, sanitizing
 
 cuda_device = device_fixture()
@@ -176,10 +177,10 @@ def test_pytorch_agrees():
 
 @needs_compiler
 def test_without_its_barrier_the_kernel_is_wrong_here(tmp_path, monkeypatch):
-    pieces = (launch.SOURCE_FOLDER / "sums.cu").read_text().split("__syncthreads();")
+    pieces = (SOURCE_FOLDER / "sums.cu").read_text().split("__syncthreads();")
     assert len(pieces) == 3
     (tmp_path / "sums.cu").write_text(pieces[0] + "__syncthreads();" + pieces[1] + pieces[2])
-    monkeypatch.setattr(sums, "Kernel", lambda source, name: launch.Kernel(source, name, tmp_path))
+    monkeypatch.setattr(sums, "Kernel", lambda source, name: Kernel(source, name, tmp_path))
     dy = normal((3, 5, 7, 7), "float32")
     with installed(HostLauncher(seed=1)):
         got = sums.conv_bias_grad(dy)

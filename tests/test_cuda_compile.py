@@ -12,9 +12,10 @@ import pytest
 from adjoint.kernels import __main__ as command
 from adjoint.kernels.cuda import compile as cuda_compile
 from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel, compile_for
 from adjoint.kernels.cuda.variants import all_variants
 
-SUM = launch.Kernel("sums.cu", "sum_partials<float>")
+SUM = Kernel("sums.cu", "sum_partials<float>")
 
 
 def _missing():
@@ -66,7 +67,7 @@ def test_what_compiled_before_is_read_from_the_cache_and_a_failure_never_is(tmp_
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "half.cu"
     source.write_text("__global__ void good(float* p) { p[threadIdx.x] = 1; }\n__global__ void bad(float* p) { no; }")
-    good, bad = (launch.Kernel("half.cu", name, tmp_path) for name in ("good", "bad"))
+    good, bad = (Kernel("half.cu", name, tmp_path) for name in ("good", "bad"))
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"good \(half.cu\), bad \(half.cu\): compilation failed"):
             list(cuda_compile.resources_of([good, bad], ["sm_90"]))
@@ -74,7 +75,7 @@ def test_what_compiled_before_is_read_from_the_cache_and_a_failure_never_is(tmp_
 
     source = tmp_path / "whole.cu"
     source.write_text("__global__ void good(float* p) { p[threadIdx.x] = 1; }")
-    good = launch.Kernel("whole.cu", "good", tmp_path)
+    good = Kernel("whole.cu", "good", tmp_path)
     first = list(cuda_compile.resources_of([good], ["sm_80", "sm_90"]))
     assert [row.arch for row in first] == ["sm_80", "sm_90"]
     with monkeypatch.context() as without_compiler:
@@ -84,7 +85,7 @@ def test_what_compiled_before_is_read_from_the_cache_and_a_failure_never_is(tmp_
     other = tmp_path / "other" / "whole.cu"
     other.parent.mkdir()
     other.write_text(source.read_text() + "// changed")
-    assert cuda_compile._kept(launch.Kernel("whole.cu", "good", other.parent), "sm_80") is None
+    assert cuda_compile._kept(Kernel("whole.cu", "good", other.parent), "sm_80") is None
     monkeypatch.setattr(launch, "OPTIONS", ("--std=c++20",))
     assert cuda_compile._kept(good, "sm_80") is None
 
@@ -112,7 +113,7 @@ def test_spills_are_seen(tmp_path):
         }
         """
     )
-    kernel = launch.Kernel("spills.cu", "spills", tmp_path)
+    kernel = Kernel("spills.cu", "spills", tmp_path)
     (row,) = cuda_compile.compile_kernels([kernel], ["sm_90"])
     assert row.spill_bytes > 0 and row.registers == 64
 
@@ -121,7 +122,7 @@ def test_spills_are_seen(tmp_path):
 def test_a_kernel_that_does_not_compile_is_named_with_the_log(tmp_path):
     (tmp_path / "wrong.cu").write_text("__global__ void wrong(float* p) { p[0] = undefined_name; }")
     with pytest.raises(RuntimeError, match=r"(?s)wrong \(wrong.cu\).* for sm_90:.*undefined_name"):
-        launch.compile_for([launch.Kernel("wrong.cu", "wrong", tmp_path)], "sm_90")
+        compile_for([Kernel("wrong.cu", "wrong", tmp_path)], "sm_90")
 
 
 @needs_nvrtc
@@ -166,4 +167,4 @@ def test_warming_the_cache_needs_a_gpu(capsys):
 
 def test_every_source_has_variants_and_every_variant_a_source():
     in_variants = {kernel.source for kernel in all_variants()}
-    assert in_variants == {path.name for path in launch.SOURCE_FOLDER.glob("*.cu")}
+    assert in_variants == {path.name for path in SOURCE_FOLDER.glob("*.cu")}

@@ -13,6 +13,7 @@ from adjoint import kernels
 from adjoint.kernels import cpu, cuda, geometry
 from adjoint.kernels.cuda import conv_choice, launch
 from adjoint.kernels.cuda.conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Direct, Problem, Tile, choose
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -237,12 +238,10 @@ def test_through_the_interface(cuda_device, monkeypatch):
 @pytest.mark.parametrize("which", [0, 1])
 def test_without_one_of_its_barriers_the_tiled_kernel_is_wrong_here(which, tmp_path, monkeypatch):
     """The host run would show a missing barrier."""
-    pieces = (launch.SOURCE_FOLDER / "conv_gemm.cu").read_text().split("__syncthreads();")
+    pieces = (SOURCE_FOLDER / "conv_gemm.cu").read_text().split("__syncthreads();")
     text = "__syncthreads();".join(pieces[: which + 1]) + "__syncthreads();".join(pieces[which + 1 :])
     (tmp_path / "conv_gemm.cu").write_text(text)
-    monkeypatch.setattr(
-        conv_choice, "Kernel", lambda source, name, **least: launch.Kernel(source, name, tmp_path, **least)
-    )
+    monkeypatch.setattr(conv_choice, "Kernel", lambda source, name, **least: Kernel(source, name, tmp_path, **least))
     case = next(case for case in CASES if case.name == "3x3")
     x, weight, bias, _ = given = arrays(case, "float32")
     with installed(HostLauncher(seed=1)):

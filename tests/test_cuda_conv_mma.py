@@ -15,6 +15,7 @@ from adjoint.kernels import cuda
 from adjoint.kernels.cuda import launch
 from adjoint.kernels.cuda.channels_last import channels_last
 from adjoint.kernels.cuda.conv_choice import FORWARD, INPUT_GRAD, TABLE, Direct, Problem, TensorTile, Tile, choose, only
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER
 from adjoint.kernels.precision import set_float32_matmul_precision
 from cuda_on_host import HostLauncher, device_fixture, installed, needs_compiler, run_under_sanitizers, sanitizing
 
@@ -327,7 +328,7 @@ def test_devices_without_asynchronous_copies_get_other_kernels(capability, kerne
 )
 def test_without_one_of_its_waits_the_kernel_is_wrong_here(call, replacement, tmp_path, monkeypatch):
     """The host run would show a missing wait or barrier."""
-    text = (launch.SOURCE_FOLDER / "conv_mma.cu").read_text()
+    text = (SOURCE_FOLDER / "conv_mma.cu").read_text()
     assert text.count(call) == 1
     (tmp_path / "conv_mma.cu").write_text(text.replace(call, replacement))
     tile = next(row.variant for row in TABLE if isinstance(row.variant, TensorTile) and row.variant.rows == 64)

@@ -15,6 +15,7 @@ from adjoint import kernels
 from adjoint.kernels import cuda
 from adjoint.kernels.cuda import conv_choice, launch
 from adjoint.kernels.cuda.conv_choice import TABLE, WEIGHT_GRAD, Direct, Problem, TensorTile, Tile, only
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER
 from adjoint.kernels.precision import set_float32_matmul_precision
 from cuda_on_host import HostLauncher, device_fixture, installed, needs_compiler, run_under_sanitizers, sanitizing
 
@@ -300,7 +301,7 @@ def test_the_choice_of_tile(changes, rows, columns, piece):
 )
 def test_without_one_of_its_waits_the_kernel_is_wrong_here(call, replacement, tmp_path, monkeypatch):
     """The host run would show a missing wait or barrier."""
-    text = (launch.SOURCE_FOLDER / "conv_mma_weight_grad.cu").read_text()
+    text = (SOURCE_FOLDER / "conv_mma_weight_grad.cu").read_text()
     assert text.count(call) == 1
     (tmp_path / "conv_mma_weight_grad.cu").write_text(text.replace(call, replacement))
     tile = TensorTile(64, 64, 32, 32)

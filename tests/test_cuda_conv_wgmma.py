@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from adjoint.kernels import cpu, cuda
-from adjoint.kernels.cuda import conv_choice, conv_wgmma, launch, tensor_map
+from adjoint.kernels.cuda import conv_choice, conv_wgmma, cupy_launcher, launch, tensor_map
 from adjoint.kernels.cuda.conv_choice import FORWARD, INPUT_GRAD, BulkTile, Problem
+from adjoint.kernels.cuda.kernel import Compiled, Kernel
 from adjoint.kernels.cuda.tensor_map import TensorMap, Window
 from cuda_on_host import (
     CudaOnHostError,
@@ -138,7 +139,7 @@ CHANGES = {
 @pytest.mark.skipif(sanitizing(), reason="builds sources of its own")
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_kernel_without_a_wait_is_found_out(tmp_path, what):
-    text = launch.Kernel("conv_wgmma.cu", "").text()
+    text = Kernel("conv_wgmma.cu", "").text()
     changed, count = re.subn(*CHANGES[what], text)
     assert count == (what != "nothing")
     (tmp_path / "conv_wgmma.cu").write_text(changed)
@@ -294,7 +295,7 @@ def test_the_kernel_is_compiled_for_sm_90a_and_kept(monkeypatch, tmp_path):
 
     def compile_for(kernels, arch):
         asked.append(arch)
-        return {kernels[0]: launch.Compiled(b"machine code", "_Z6symbol", "")}
+        return {kernels[0]: Compiled(b"machine code", "_Z6symbol", "")}
 
     class RawModule:
         def __init__(self, path):
@@ -303,12 +304,12 @@ def test_the_kernel_is_compiled_for_sm_90a_and_kept(monkeypatch, tmp_path):
         def get_function(self, name):
             return name
 
-    monkeypatch.setattr(launch, "compile_for", compile_for)
+    monkeypatch.setattr(cupy_launcher, "compile_for", compile_for)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
     nvrtc = SimpleNamespace(getVersion=lambda: (12, 9))
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.nvrtc", nvrtc)
     kernel = BulkTile().kernel(FORWARD, "float16")
-    assert [launch._compiled(kernel) for _ in range(2)] == ["_Z6symbol"] * 2
+    assert [cupy_launcher._compiled(kernel) for _ in range(2)] == ["_Z6symbol"] * 2
     assert (asked, loaded) == (["sm_90a"], [b"machine code"] * 2)
-    launch._compiled(BulkTile().kernel(FORWARD, "bfloat16"))
+    cupy_launcher._compiled(BulkTile().kernel(FORWARD, "bfloat16"))
     assert asked == ["sm_90a"] * 2

@@ -166,7 +166,7 @@ def test_workspaces_belong_to_streams_and_are_given_back(library):
     a, b, out = eighths((4, 4)), eighths((4, 4), seed=1), np.empty((4, 4), np.float32)
     made = []
 
-    def new_workspace():
+    def new_workspace(nbytes):
         made.append(np.empty(1 << 20, np.uint8))
         return made[-1].ctypes.data // 16 * 16, made[-1]
 

@@ -10,6 +10,7 @@ import pytest
 
 from adjoint.kernels import cuda
 from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda.kernel import Kernel
 from adjoint.kernels.cuda.random import Philox
 from cuda_on_host import HostLauncher, device_fixture, installed, needs_compiler, run_under_sanitizers, sanitizing
 
@@ -54,7 +55,7 @@ def test_published_words(cuda_device, counter, key, wanted):
 
     words = cuda_device.put(np.zeros(4, np.int32))
     given = [cuda_device.put(numbers(text).view(np.int64)) for text in (counter, key)]
-    launch.launch(launch.Kernel("random.cu", "philox_words"), (1,), (1,), (*given, words))
+    launch.launch(Kernel("random.cu", "philox_words"), (1,), (1,), (*given, words))
     np.testing.assert_array_equal(cuda_device.get(words).view(np.uint32), numbers(wanted))
     low, high = numbers(counter).astype(object).reshape(2, 2) @ [1, 2**32]
     assert philox_by_hand(int(low) + (int(high) << 64), int(numbers(key).astype(object) @ [1, 2**32])) == list(

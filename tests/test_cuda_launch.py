@@ -21,9 +21,11 @@ import pytest
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda
 from adjoint.kernels.cuda import launch, sums
+from adjoint.kernels.cuda.cupy_launcher import CupyLauncher
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import CudaOnHostError, HostLauncher, installed, needs_compiler
 
-SUM = launch.Kernel("sums.cu", "sum_partials<float>")
+SUM = Kernel("sums.cu", "sum_partials<float>")
 
 
 class FakeDevice:
@@ -125,7 +127,7 @@ def cupy(monkeypatch):
     )
     monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "0")
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    with installed(launch.CupyLauncher()):
+    with installed(CupyLauncher()):
         yield fake
 
 
@@ -140,7 +142,7 @@ def test_a_launch_goes_to_the_arrays_device_with_every_argument(cupy):
 
 
 def test_each_variant_is_a_module_of_its_own_compiled_once_for_each_device(cupy):
-    other = launch.Kernel("sums.cu", "sum_partials<double>")
+    other = Kernel("sums.cu", "sum_partials<double>")
     for kernel, device in [(SUM, 0), (SUM, 0), (other, 0), (SUM, 1), (SUM, 1)]:
         launch.launch(kernel, (1,), (32,), [FakeArray(device=device)])
     assert [m["name_expressions"] for m in cupy.modules] == [(SUM.name,), (other.name,), (SUM.name,)]
@@ -150,7 +152,7 @@ def test_each_variant_is_a_module_of_its_own_compiled_once_for_each_device(cupy)
 
 
 def test_the_text_holds_our_headers_because_the_cache_on_disk_knows_the_text_only(cupy):
-    launch.launch(launch.Kernel("conv_direct.cu", "gather_direct<float>"), (1,), (32,), [FakeArray()])
+    launch.launch(Kernel("conv_direct.cu", "gather_direct<float>"), (1,), (32,), [FakeArray()])
     code = cupy.modules[0]["code"]
     assert '#include "' not in code
     assert code.count("struct AccumulatorOf {") == 1 and "struct Gather {" in code
@@ -193,7 +195,7 @@ def test_a_kernel_may_need_a_newer_device_than_others(cupy, monkeypatch):
     newer = replace(SUM, least=80)
     for capability, runs in (("75", False), ("80", True), ("120", True)):
         monkeypatch.setattr(FakeDevice, "compute_capability", capability)
-        with installed(launch.CupyLauncher()):
+        with installed(CupyLauncher()):
             assert launch.capability(FakeArray()) == int(capability)
             with nullcontext() if runs else pytest.raises(RuntimeError, match=r"needs compute capability 8\.0"):
                 launch.launch(newer, (1,), (32,), [FakeArray()])
@@ -216,7 +218,7 @@ def test_without_a_cache_folder_kernels_stay_in_memory_with_one_warning(cupy, nu
     cupy.disk_error = OSError(number, os.strerror(number), "/home/user/.cupy/kernel_cache/tmp1")
     with pytest.warns(RuntimeWarning, match=f"cannot keep compiled kernels in .*{os.strerror(number)}.*CUPY_CACHE_DIR"):
         launch.launch(SUM, (1,), (32,), [FakeArray()])
-    other = launch.Kernel("sums.cu", "sum_partials<double>")
+    other = Kernel("sums.cu", "sum_partials<double>")
     launch.launch(other, (1,), (32,), [FakeArray()])  # no second warning: it would be an error here
     assert len(cupy.calls) == 2
 
@@ -344,7 +346,7 @@ def _on_gpu():
     cupy = pytest.importorskip("cupy", reason="needs CuPy")
     if not cupy.is_available():
         pytest.skip("needs a GPU: CuPy finds no CUDA device")
-    with installed(launch.CupyLauncher()):
+    with installed(CupyLauncher()):
         yield cupy
 
 

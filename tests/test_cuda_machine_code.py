@@ -7,7 +7,8 @@ import struct
 import pytest
 
 from adjoint.kernels.cuda import compile as cuda_compile
-from adjoint.kernels.cuda import launch, machine_code
+from adjoint.kernels.cuda import machine_code
+from adjoint.kernels.cuda.kernel import Kernel
 
 # Operations, from NVIDIA's disassembler.
 HMMA, NOP, IADD, BRANCH, UNIFORM_BRANCH = 0x23C, 0x918, 0x810, 0x947, 0x547
@@ -113,7 +114,7 @@ def test_of_compiled_kernels(tmp_path):
     (tmp_path / "work.cu").write_text(SOURCE)
     sizes = [(8, 0), (8, 24), (16, 112), (0, 16)]
     names = [*(f"work<{products}, {other}, true>" for products, other in sizes), "work<8, 8, false>"]
-    kernels = [launch.Kernel("work.cu", name, tmp_path, least=80) for name in names]
+    kernels = [Kernel("work.cu", name, tmp_path, least=80) for name in names]
     rows = list(cuda_compile.compile_kernels(kernels, ["sm_75", "sm_80", "sm_90", "sm_100"], together=len(names)))
     assert len(rows) == 3 * len(names)  # none for sm_75
     for row in rows:

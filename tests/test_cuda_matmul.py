@@ -10,6 +10,7 @@ import pytest
 
 from adjoint.kernels import cuda, precision
 from adjoint.kernels.cuda import gemm, launch
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -253,10 +254,10 @@ def test_results_repeat_bit_for_bit(cuda_device, dtype):
 )
 def test_without_a_wait_or_a_barrier_results_are_wrong_here(source, gone, tmp_path, monkeypatch):
     """The host run would show that one is missing."""
-    text = (launch.SOURCE_FOLDER / source).read_text()
+    text = (SOURCE_FOLDER / source).read_text()
     assert gone in text
     (tmp_path / source).write_text(text.replace(gone, "", 1))
-    monkeypatch.setattr(gemm, "Kernel", lambda source, name, **more: launch.Kernel(source, name, tmp_path, **more))
+    monkeypatch.setattr(gemm, "Kernel", lambda source, name, **more: Kernel(source, name, tmp_path, **more))
     a, b = eighths((64, 512), "float32", 1), eighths((512, 64), "float32", 2)
     with installed(HostLauncher(seed=1, capability=90 if "mma" in source else 75)):
         product = cuda.matmul(a, b)

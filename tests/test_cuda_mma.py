@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import (
     CudaOnHostError,
     HostLauncher,
@@ -34,7 +35,7 @@ NAMES = [
 
 
 def _kernel(name):
-    return launch.Kernel("tensor_cores.cu", name, FOLDER, least=80)
+    return Kernel("tensor_cores.cu", name, FOLDER, least=80)
 
 
 list_kernels([_kernel(name) for name in NAMES])

@@ -15,6 +15,7 @@ import pytest
 from adjoint.kernels import cuda
 from adjoint.kernels.cuda import launch
 from adjoint.kernels.cuda import rows as cuda_rows
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import (
     CudaOnHostError,
     HostLauncher,
@@ -44,13 +45,13 @@ NAMES = [
     *("shuffle_without_all_lanes", "write_beyond_array", "write_beyond_shared"),
     *("write_beyond_shared_of_template<float>", "read_beyond_dynamic_shared", "signed_overflow"),
 ]
-list_kernels([launch.Kernel("checks.cu", name, FOLDER) for name in NAMES])
+list_kernels([Kernel("checks.cu", name, FOLDER) for name in NAMES])
 
 cuda_device = device_fixture()
 
 
 def run(name, grid, block, *args, shared_bytes=0):
-    launch.launch(launch.Kernel("checks.cu", name, FOLDER), grid, block, args, shared_bytes)
+    launch.launch(Kernel("checks.cu", name, FOLDER), grid, block, args, shared_bytes)
 
 
 def test_right_kernels_are_right_on_every_device(cuda_device):
@@ -184,7 +185,7 @@ def test_chosen_blocks():
 def test_shared_variables_that_the_runner_would_miss_are_refused(tmp_path):
     (tmp_path / "two.cu").write_text("__global__ void two(int* y) { __shared__ int a[4], b[4]; y[0] = a[1] + b[1]; }")
     with installed(HostLauncher()), pytest.raises(ValueError, match=r"two.cu: declare shared variables one by one"):
-        launch.launch(launch.Kernel("two.cu", "two", tmp_path), (1,), (1,), [np.zeros(1, np.int32)])
+        launch.launch(Kernel("two.cu", "two", tmp_path), (1,), (1,), [np.zeros(1, np.int32)])
 
 
 @needs_compiler
@@ -231,7 +232,7 @@ class _Elsewhere(HostLauncher):
 @pytest.mark.skipif(sanitizing(), reason="builds sources of its own")
 def test_softmax_cross_entropy_without_its_second_barrier_is_found_out(tmp_path, monkeypatch):
     whole, without = tmp_path / "whole", tmp_path / "without"
-    text = launch.Kernel("softmax_cross_entropy.cu", "").text()
+    text = Kernel("softmax_cross_entropy.cu", "").text()
     fewer, removed = re.subn(r"__syncthreads\(\);  // before the next row's are written", "", text)
     assert removed == 1
     for folder, content in ((whole, text), (without, fewer)):

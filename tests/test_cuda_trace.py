@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from adjoint.kernels.cuda import launch
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import HostLauncher, StrayAccess, installed, list_kernels, needs_compiler, sanitizing
 
 pytestmark = [needs_compiler, pytest.mark.skipif(sanitizing(), reason="a traced build has no sanitizers")]
@@ -20,13 +21,13 @@ NAMES = [
     *("read_shared<float>", "read_shared<double>", "read_shared<float16>", "read_shared_packs", "transpose_tile"),
     "read_beyond_the_end",
 ]
-list_kernels([launch.Kernel("accesses.cu", name, FOLDER) for name in NAMES])
+list_kernels([Kernel("accesses.cu", name, FOLDER) for name in NAMES])
 
 
 def traced(name, grid, block, *args, shared_bytes=0, reached=()):
     launcher = HostLauncher(trace=True)
     with installed(launcher):
-        launch.launch(launch.Kernel("accesses.cu", name, FOLDER), grid, block, args, shared_bytes, reached)
+        launch.launch(Kernel("accesses.cu", name, FOLDER), grid, block, args, shared_bytes, reached)
     (trace,) = launcher.traces
     return trace
 

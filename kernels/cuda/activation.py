@@ -8,7 +8,7 @@ import numpy as np
 
 from ..geometry.activation import KINDS, planes
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

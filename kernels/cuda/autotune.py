@@ -21,6 +21,7 @@ from typing import Any
 
 from . import conv_choice, launch, user_cache
 from .conv_choice import Problem, Variant
+from .kernel import SOURCE_FOLDER
 
 VARIABLE = "ADJOINT_CONV_AUTOTUNE"
 MEASUREMENTS = 5
@@ -105,6 +106,6 @@ def _seconds(variant: Variant, run: Run, like: Any, best: float) -> float:
 def _sources() -> str:
     """A digest of all kernels and of what launches them."""
     digest = hashlib.sha256()
-    for path in sorted([*launch.SOURCE_FOLDER.iterdir(), *Path(__file__).parent.glob("*.py")]):
+    for path in sorted([*SOURCE_FOLDER.iterdir(), *Path(__file__).parent.glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

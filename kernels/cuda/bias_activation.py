@@ -9,7 +9,7 @@ import numpy as np
 from ..geometry.activation import planes
 from . import launch
 from .activation import ACTIVATION, described, tiles
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

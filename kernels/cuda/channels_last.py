@@ -9,7 +9,8 @@ import numpy as np
 
 from . import launch
 from .conv_axes import THREADS
-from .launch import Kernel, divide_up
+from .kernel import Kernel
+from .launch import divide_up
 from .pool_plan import divisor
 
 Array = Any

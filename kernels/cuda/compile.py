@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from . import launch, machine_code, user_cache
-from .launch import Kernel
+from . import machine_code, user_cache
+from .kernel import OLDEST_CAPABILITY, OPTIONS, Kernel, compile_for
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 OLDER_ARCHITECTURES = ("sm_70",)  # the last that NVRTC 12 compiles for, and NVRTC 13 does not
@@ -155,7 +155,7 @@ def _keep(row: Resources) -> None:
 
 
 def _file(kernel: Kernel, arch: str) -> Path:
-    return user_cache.file("resources", _compiler_name(), *launch.OPTIONS, arch, kernel.name, kernel.text(), _reader())
+    return user_cache.file("resources", _compiler_name(), *OPTIONS, arch, kernel.name, kernel.text(), _reader())
 
 
 @cache
@@ -184,7 +184,7 @@ def _groups(kernels: Sequence[Kernel], size: int) -> Iterator[list[Kernel]]:
 
 def _compile(kernels: Sequence[Kernel], arch: str) -> list[Resources]:
     start = time.perf_counter()
-    compiled = launch.compile_for(kernels, kernels[0].only or arch)
+    compiled = compile_for(kernels, kernels[0].only or arch)
     seconds = (time.perf_counter() - start) / len(kernels)
     shares = {
         kernel: machine_code.tensor_share(one.cubin, one.symbol, _capability(arch)) or (None, None)
@@ -210,8 +210,8 @@ def _capability(arch: str) -> int:
     number = re.fullmatch(r"sm_(\d+)a?", arch)
     if number is None:
         raise RuntimeError(f"an architecture is named as in sm_90, got {arch!r}")
-    if int(number[1]) < launch.OLDEST_CAPABILITY:
-        raise RuntimeError(f"the kernels need sm_{launch.OLDEST_CAPABILITY} or newer, got {arch}")
+    if int(number[1]) < OLDEST_CAPABILITY:
+        raise RuntimeError(f"the kernels need sm_{OLDEST_CAPABILITY} or newer, got {arch}")
     return int(number[1])
 
 

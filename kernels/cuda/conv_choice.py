@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from ..precision import PRECISIONS
 from .conv_axes import MOST_ELEMENTS
-from .launch import FLOAT_TYPES, Kernel, divide_up
+from .kernel import Kernel
+from .launch import FLOAT_TYPES, divide_up
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
 GATHERS = (FORWARD, INPUT_GRAD)

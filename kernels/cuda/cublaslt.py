@@ -65,6 +65,10 @@ class Pointers(NamedTuple):
     bias: int  # 0 where there is none
 
 
+# Allocates so many bytes: their address, and what keeps them.
+NewWorkspace = Callable[[int], tuple[int, Any]]
+
+
 class _Algorithm(ctypes.Structure):
     _fields_ = (("data", c_uint64 * 8),)
 
@@ -142,11 +146,11 @@ class CublasLt:
         device: int,
         stream: int,
         workspace_bytes: int,
-        new_workspace: Callable[[], tuple[int, Any]],
+        new_workspace: NewWorkspace,
     ) -> bool:
         """Queue a product on a stream of the current device; False where the library has no algorithm for it.
 
-        `new_workspace` allocates `workspace_bytes` at a stream's first product: their address, and what keeps them.
+        `new_workspace` is called at a stream's first product.
         """
         with self._lock:
             plan = self._plan(device, product, pointers, workspace_bytes)
@@ -169,12 +173,10 @@ class CublasLt:
             self._handles[device] = handle
         return self._handles[device]
 
-    def _workspace(
-        self, device: int, stream: int, nbytes: int, new_workspace: Callable[[], tuple[int, Any]]
-    ) -> tuple[int, int, Any]:
+    def _workspace(self, device: int, stream: int, nbytes: int, new_workspace: NewWorkspace) -> tuple[int, int, Any]:
         key = (device, stream)
         if key not in self._workspaces:
-            address, owner = new_workspace()
+            address, owner = new_workspace(nbytes)
             self._workspaces[key] = (address, nbytes, owner)
         return self._workspaces[key]
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..geometry import Pads, Sizes
 from . import launch
-from .launch import FLOAT_TYPES, Kernel, divide_up
+from .kernel import Kernel
+from .launch import FLOAT_TYPES, divide_up
 
 Array = Any
 

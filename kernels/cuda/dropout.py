@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import geometry
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 from .random import Philox
 
 Array = Any

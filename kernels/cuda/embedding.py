@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import launch, radix
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

@@ -10,7 +10,8 @@ import numpy as np
 from ..geometry.activation import KINDS
 from . import launch
 from .cublaslt import Product
-from .launch import FLOAT_TYPES, Kernel, divide_up
+from .kernel import Kernel
+from .launch import FLOAT_TYPES, divide_up
 
 Array = Any
 

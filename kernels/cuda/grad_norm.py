@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 from .multi_tensor import BLOCK, Array, batches, contiguous
 
 _SOURCE = "grad_norm.cu"

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..cpu.arithmetic import compute_dtype
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 from .layer_norm import are_vectors, sum_partials
 
 Array = Any

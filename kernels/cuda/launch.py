@@ -1,4 +1,4 @@
-"""Compile and launch the kernels in `src/`: the only place that talks to CuPy's compiler.
+"""Check and launch the kernels in `src/`.
 
 A wrapper prepares its arguments, then calls `launch`. What runs the kernel is `launcher`, which tests replace
 by one that runs the same source on the host.
@@ -6,44 +6,22 @@ by one that runs the same source on the host.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import io
 import math
-import os
-import re
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
-from . import cublaslt, cupy_cache
-from .cublaslt import Pointers, Product
+from .cublaslt import NewWorkspace, Pointers, Product
+from .cupy_launcher import CupyLauncher
+from .kernel import Kernel
 from .tensor_map import TensorMap
-from .tensor_map import encode as encode_tensor_map
-
-SOURCE_FOLDER = Path(__file__).parent / "src"
-
-# The options of every kernel. CuPy adds the architecture, its include folders and -ftz=true.
-OPTIONS = ("--std=c++17",)
-
-OLDEST_CAPABILITY = 70  # of a device: 10 times its compute capability
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_THREADS = 1024
-DEFAULT_SHARED_BYTES = 48 * 1024  # more than this must be asked for, once per kernel and device
-
-# Before a measurement: more than any L2 holds, and about half a millisecond of work.
-_BUSY_BYTES = 256 * 2**20
-_BUSY_TIMES = 4
 
 C_TYPES = {
     np.dtype(np.float32): "float",
@@ -57,33 +35,6 @@ C_TYPES = {
     np.dtype(np.bool_): "bool",
 }
 FLOAT_TYPES = ("float", "double", "float16", "bfloat16")
-
-_INCLUDE = re.compile(r'^#include "([^"]+)"[^\n]*$', re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One variant of a kernel: a file, and the C++ name of a function in it with its template arguments.
-
-    `least` is the capability that a device needs to run it; `only` the architecture whose instructions it has where
-    no newer one has them, such as "sm_90a".
-    """
-
-    source: str
-    name: str
-    folder: Path = SOURCE_FOLDER
-    least: int = OLDEST_CAPABILITY
-    only: str | None = None
-
-    def runs_on(self, capability: int) -> bool:
-        return capability == self.least if self.only else capability >= self.least
-
-    def text(self) -> str:
-        """The source with our own headers put in place of their `#include` lines."""
-        return _inlined(self.folder / self.source)
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.source})"
 
 
 class Launcher(Protocol):
@@ -111,9 +62,9 @@ class Launcher(Protocol):
 
     def seconds(self, run: Callable[[], None], like: Any) -> float: ...
 
-    def flat(self, array: Any) -> Any: ...
+    def flat(self, array: Any, size: int) -> Any: ...
 
-    def multiply(self, product: Product, pointers: Pointers, like: Any) -> bool: ...
+    def multiply(self, product: Product, pointers: Pointers, like: Any, new_workspace: NewWorkspace) -> bool: ...
 
     def run(
         self,
@@ -125,198 +76,6 @@ class Launcher(Protocol):
         device: Any,
         reached: Sequence[Any] = (),
     ) -> None: ...
-
-
-class CupyLauncher:
-    """Runs kernels on CuPy's arrays: current stream, no synchronisation. CuPy keeps the binaries on disk."""
-
-    def __init__(self) -> None:
-        self._functions: dict[tuple[Kernel, int], Any] = {}
-        self._shared_limits: dict[tuple[Kernel, int], int] = {}
-        self._most_shared: dict[int, int] = {}
-        self._capabilities: dict[int, int] = {}
-
-    def is_array(self, value: Any) -> bool:
-        import cupy
-
-        return isinstance(value, cupy.ndarray)
-
-    def device(self, array: Any) -> Any:
-        return array.device
-
-    def pointer(self, array: Any) -> int:
-        return array.data.ptr
-
-    def empty(self, shape: Sequence[int], dtype: Any, like: Any) -> Any:
-        import cupy
-
-        with like.device:
-            return cupy.empty(tuple(shape), dtype)
-
-    def free_cached_memory(self, device: Any) -> None:
-        import cupy
-
-        with device:
-            cupy.get_default_memory_pool().free_all_blocks()
-
-    def shared_bytes(self, array: Any) -> int:
-        device = array.device
-        if device.id not in self._most_shared:
-            self._most_shared[device.id] = device.attributes["MaxSharedMemoryPerBlockOptin"]
-        return self._most_shared[device.id]
-
-    def capability(self, array: Any) -> int:
-        device = array.device
-        if device.id not in self._capabilities:
-            self._capabilities[device.id] = int(device.compute_capability)
-        return self._capabilities[device.id]
-
-    def encode(self, tensor_map: TensorMap, array: Any) -> np.ndarray:
-        return encode_tensor_map(tensor_map, self.pointer(array))
-
-    def description(self, array: Any) -> str:
-        return _description(array.device.id)
-
-    def captures(self, array: Any) -> bool:
-        import cupy
-
-        with array.device:
-            return cupy.cuda.get_current_stream().is_capturing()
-
-    def seconds(self, run: Callable[[], None], like: Any) -> float:
-        import cupy
-
-        with like.device:
-            start, end = cupy.cuda.Event(), cupy.cuda.Event()
-            _keep_busy()
-            start.record()
-            run()
-            end.record()
-            end.synchronize()
-            return cupy.cuda.get_elapsed_time(start, end) / 1e3
-
-    def flat(self, array: Any) -> Any:
-        import cupy
-
-        return cupy.ndarray(reach(array), array.dtype, memptr=array.data)
-
-    def multiply(self, product: Product, pointers: Pointers, like: Any) -> bool:
-        import cupy
-
-        library, device = cublaslt.library(), like.device
-        if library is None:
-            return False
-        nbytes = cublaslt.workspace_bytes(self.capability(like))
-
-        def new_workspace() -> tuple[int, Any]:
-            workspace = empty((nbytes,), np.uint8, like)
-            return workspace.data.ptr, workspace
-
-        with device:
-            stream = cupy.cuda.get_current_stream().ptr
-            return library.multiply(product, pointers, device.id, stream, nbytes, new_workspace)
-
-    def run(
-        self,
-        kernel: Kernel,
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        args: Sequence[Any],
-        shared_bytes: int,
-        device: Any,
-        reached: Sequence[Any] = (),
-    ) -> None:
-        with device:
-            function = self.load(kernel, device.id)
-            if shared_bytes > self._shared_limits.get((kernel, device.id), DEFAULT_SHARED_BYTES):
-                function.max_dynamic_shared_size_bytes = shared_bytes
-                self._shared_limits[kernel, device.id] = shared_bytes
-            # CuPy would pass None as a missing argument instead of a null pointer.
-            values = tuple(np.uintp(0) if arg is None else arg for arg in args)
-            function(grid, block, values, shared_mem=shared_bytes)
-
-    def load(self, kernel: Kernel, device_id: int) -> Any:
-        """The compiled kernel on the current device, whose number is `device_id`."""
-        function = self._functions.get((kernel, device_id))
-        if function is None:
-            _require_capability(kernel, device_id)
-            try:
-                function = _compiled(kernel)
-            except OSError as error:
-                if not cupy_cache.keep_in_memory(error):
-                    raise
-                function = _compiled(kernel)
-            self._functions[kernel, device_id] = function
-        return function
-
-
-def _compiled(kernel: Kernel) -> Any:
-    import cupy
-
-    if kernel.only:
-        return _compiled_for(kernel, kernel.only)
-    module = cupy.RawModule(code=kernel.text(), options=OPTIONS, name_expressions=(kernel.name,))
-    try:
-        return module.get_function(kernel.name)
-    except cupy.cuda.compiler.CompileException as error:
-        raise _compile_error([kernel], error) from error
-
-
-@cache
-def _description(device_id: int) -> str:
-    import cupy
-
-    name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
-    return f"{name}, driver {cupy.cuda.runtime.driverGetVersion()}, CuPy {cupy.__version__}"
-
-
-def _keep_busy() -> None:
-    """Give the device work for as long as launches take, so that it waits for none. Its L2 is cold after that."""
-    import cupy
-
-    try:
-        scratch = cupy.empty(_BUSY_BYTES, np.uint8)
-    except MemoryError:  # then launches are measured too, as a program would wait for them
-        return
-    for _ in range(_BUSY_TIMES):
-        scratch.data.memset_async(0, scratch.nbytes)
-
-
-def _compiled_for(kernel: Kernel, arch: str) -> Any:
-    """As `_compiled`, for an architecture that CuPy does not pass to the compiler; kept beside what CuPy keeps."""
-    import cupy
-
-    version = importlib.import_module("cupy_backends.cuda.libs.nvrtc").getVersion()
-    key = "\0".join([str(version), *OPTIONS, arch, kernel.name, kernel.text()])
-    path = cupy_cache.folder() / f"adjoint-{hashlib.sha256(key.encode()).hexdigest()[:40]}.cubin"
-    names = path.with_suffix(".symbol")
-    if not (path.exists() and names.exists()):
-        compiled = compile_for([kernel], arch)[kernel]
-        if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1":
-            path = Path(tempfile.mkdtemp(prefix="adjoint-")) / path.name
-            names = path.with_suffix(".symbol")
-        for target, content in ((path, compiled.cubin), (names, compiled.symbol.encode())):
-            temporary = target.with_name(f"{target.name}-{os.getpid()}-{threading.get_ident()}")
-            temporary.write_bytes(content)
-            temporary.replace(target)
-    return cupy.RawModule(path=str(path)).get_function(names.read_text())
-
-
-def _require_capability(kernel: Kernel, device_id: int) -> None:
-    import cupy
-
-    capability = int(cupy.cuda.Device(device_id).compute_capability)
-    if not kernel.runs_on(capability):
-        name = cupy.cuda.runtime.getDeviceProperties(device_id)["name"].decode()
-        newer = "and no other" if kernel.only else "or newer"
-        raise RuntimeError(
-            f"{kernel} needs compute capability {_version(kernel.least)} {newer}; device {device_id}, {name}, has "
-            f"{_version(capability)}. NumPy arrays work everywhere"
-        )
-
-
-def _version(capability: int) -> str:
-    return f"{capability // 10}.{capability % 10}"
 
 
 launcher: Launcher = CupyLauncher()
@@ -355,19 +114,23 @@ def seconds(run: Callable[[], None], like: Any) -> float:
 
 
 def flat(array: Any) -> Any:
-    """The memory from an array's first element to its last as a vector: how kernels get a strided view."""
-    return launcher.flat(array)
+    """The memory from an array's first element to its last as a vector: how kernels get a strided view.
 
-
-def reach(array: Any) -> int:
-    """How many elements lie from the first to the last of an array whose strides are not negative."""
+    The strides must not be negative.
+    """
     itemsize = array.dtype.itemsize
-    return 1 + sum((size - 1) * stride // itemsize for size, stride in zip(array.shape, array.strides, strict=True))
+    steps = ((size - 1) * stride // itemsize for size, stride in zip(array.shape, array.strides, strict=True))
+    return launcher.flat(array, 1 + sum(steps))
 
 
 def multiply(product: Product, pointers: Pointers, like: Any) -> bool:
     """Let cuBLASLt compute a product on the device of the array `like`; False where it does not."""
-    return launcher.multiply(product, pointers, like)
+
+    def new_workspace(nbytes: int) -> tuple[int, Any]:
+        workspace = empty((nbytes,), np.uint8, like)
+        return launcher.pointer(workspace), workspace
+
+    return launcher.multiply(product, pointers, like, new_workspace)
 
 
 def encode(tensor_map: TensorMap, array: Any) -> np.ndarray:
@@ -476,49 +239,6 @@ def launch(
     launcher.run(kernel, grid3, block3, args, shared_bytes, devices[0], reached)
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """One kernel in the machine code of one architecture, and what the compiler's log says of it."""
-
-    cubin: bytes
-    symbol: str  # the kernel's name in it
-    log: str
-
-
-def compile_for(kernels: Sequence[Kernel], arch: str) -> dict[Kernel, Compiled]:
-    """Compile kernels of one source for an architecture such as "sm_90", which needs no device.
-
-    Raises RuntimeError with the compiler's log if they do not compile.
-    """
-    from cupy._core.core import assemble_cupy_compiler_options
-    from cupy.cuda import compiler
-
-    # What CuPy itself passes for a RawModule, so that the report is about the code that will run.
-    options = assemble_cupy_compiler_options(OPTIONS)
-    options += ("-ftz=true", f"-arch={arch}", "--device-as-default-execution-space", "-Xptxas", "-v")
-    names = tuple(kernel.name for kernel in kernels)
-    program = compiler._NVRTCProgram(kernels[0].text(), kernels[0].source, name_expressions=names, method="cubin")
-    log = io.StringIO()
-    try:
-        cubin, symbols = program.compile(options, log)
-    except compiler.CompileException as error:
-        raise _compile_error(kernels, error, f" for {arch}") from error
-    entries = {entry.partition("'")[0]: entry for entry in log.getvalue().split("Compiling entry function '")}
-    cubin += b"\0"  # CuPy takes the last byte, which is zero, for the end of a text
-    found = {kernel: symbols[kernel.name] for kernel in kernels}
-    return {kernel: Compiled(cubin, symbol, entries[symbol]) for kernel, symbol in found.items()}
-
-
-def _compile_error(kernels: Sequence[Kernel], error: Exception, target: str = "") -> RuntimeError:
-    hint = ""
-    if "could not open source file" in str(error):
-        hint = "\nCUDA's headers are missing: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
-    elif "invalid value for --gpu-architecture" in str(error):
-        hint = "\nThis NVRTC does not know the architecture: Volta needs cupy-cuda12x, a new device a newer CuPy"
-    names = ", ".join(map(str, kernels))
-    return RuntimeError(f"{names}: compilation failed{target}:\n{error}{hint}")
-
-
 def _checked(kernel: Kernel, position: int, arg: Any) -> Any:
     """`arg` where it is an array, None where it is another permitted argument; raises for anything else."""
     if launcher.is_array(arg):
@@ -539,18 +259,3 @@ def _checked(kernel: Kernel, position: int, arg: Any) -> Any:
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
     x, y, z = (*sizes, 1, 1)[:3]
     return int(x), int(y), int(z)
-
-
-@cache
-def _inlined(path: Path) -> str:
-    # CuPy's cache knows the source's text only: a header left as an #include could change unseen.
-    seen: set[str] = set()
-
-    def replacement(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name in seen:
-            return ""
-        seen.add(name)
-        return _INCLUDE.sub(replacement, (SOURCE_FOLDER / name).read_text())
-
-    return _INCLUDE.sub(replacement, path.read_text())

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cpu.arithmetic import compute_dtype
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import launch, replay
-from .launch import Kernel
+from .kernel import Kernel
 from .multi_tensor import BLOCK, Array, batches, contiguous
 from .replay import now
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..geometry import pooling as geometry
 from ..geometry.pooling import Sizes
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 from .pool_plan import BLOCK, DIVISOR, LARGEST_PLANE, Plan, Pooling, divisor, plan
 
 Array = Any

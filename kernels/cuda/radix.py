@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

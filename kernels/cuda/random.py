@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import launch
 from .graph import Memory
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

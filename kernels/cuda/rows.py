@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import launch
-from .launch import Kernel
+from .kernel import Kernel
 
 Array = Any
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from . import launch
 from .conv_axes import check_sizes
-from .launch import FLOAT_TYPES, Kernel, divide_up
+from .kernel import Kernel
+from .launch import FLOAT_TYPES, divide_up
 
 Array = Any
 

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from functools import cache
 
-from .launch import Kernel
+from .kernel import Kernel
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..cuda import compile as cuda_compile
 from ..cuda.compile import Resources, runs_on
-from ..cuda.launch import Kernel
+from ..cuda.kernel import Kernel
 from .case import Case
 from .occupancy import occupancy
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from adjoint.kernels.cuda.launch import SOURCE_FOLDER, Kernel
+from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel
 from adjoint.kernels.cuda.variants import all_variants
 
 HERE = Path(__file__).parent

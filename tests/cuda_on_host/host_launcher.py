@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from adjoint.kernels.cuda.cublaslt import CublasLt, Pointers, Product, workspace_bytes
-from adjoint.kernels.cuda.launch import Kernel, reach
+from adjoint.kernels.cuda.cublaslt import CublasLt, NewWorkspace, Pointers, Product, workspace_bytes
+from adjoint.kernels.cuda.kernel import Kernel
 from adjoint.kernels.cuda.tensor_map import LINE, TensorMap
 from adjoint.kernels.report.occupancy import LIMITS
 
@@ -111,18 +111,13 @@ class HostLauncher:
         encoded["lower"], encoded["upper"], encoded["steps"] = window.lower, window.upper, window.steps
         return encoded
 
-    def flat(self, array: Any) -> Any:
-        return np.lib.stride_tricks.as_strided(array, (reach(array),), (array.itemsize,))
+    def flat(self, array: Any, size: int) -> Any:
+        return np.lib.stride_tricks.as_strided(array, (size,), (array.itemsize,))
 
-    def multiply(self, product: Product, pointers: Pointers, like: Any) -> bool:
+    def multiply(self, product: Product, pointers: Pointers, like: Any, new_workspace: NewWorkspace) -> bool:
         if self.cublaslt is None:
             return False
         nbytes = workspace_bytes(self.of_device)
-
-        def new_workspace() -> tuple[int, Any]:
-            workspace = self.empty((nbytes,), np.uint8, like)
-            return workspace.ctypes.data, workspace
-
         return self.cublaslt.multiply(product, pointers, 0, STREAM, nbytes, new_workspace)
 
     def description(self, array: Any) -> str:

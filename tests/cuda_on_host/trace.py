@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adjoint.kernels.cuda.launch import Kernel
+from adjoint.kernels.cuda.kernel import Kernel
 
 SECTOR_BYTES = 32
 _ALLOCATION_BYTES = 512  # the alignment of CuPy's allocations
