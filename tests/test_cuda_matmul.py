@@ -230,6 +230,15 @@ def test_not_a_number_stays_one(cuda_device):
     assert np.isnan(cuda_device.get(cuda.matmul(cuda_device.put(a), cuda_device.put(b), None, "relu"))).all()
 
 
+@pytest.mark.parametrize("value", [3e38, -3.4028235e38])
+def test_finite_factors_never_make_nan(cuda_device, value):
+    """The largest float is cut, not rounded up to infinity, before its rest is taken."""
+    a, b = np.full((16, 16), value, np.float32), np.eye(16, dtype=np.float32)
+    for pair in ((a, b), (b, a), (a.T, b.T)):
+        got = cuda_device.get(cuda.matmul(*map(cuda_device.put, pair)))
+        np.testing.assert_allclose(got, value, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_results_repeat_bit_for_bit(cuda_device, dtype):
     """In shuffled order too: no sum depends on which thread or block comes first."""

@@ -28,14 +28,6 @@ __device__ inline int32 line_of_run(int32 pixel) {
     return pixel / 16 * 16 + pixel % 4 / 2 * 8 + pixel % 16 / 4 * 2 + pixel % 2;
 }
 
-// Cuts a float down to tf32 and gives the rest, of which tensor cores ignore the last bits. Not rounded: that way the rest
-// is exact, and no finite float becomes infinite.
-__device__ inline uint32 take_rest(uint32& bits) {
-    const float whole = __uint_as_float(bits);
-    bits &= 0xffffe000u;
-    return __float_as_uint(whole - __uint_as_float(bits));
-}
-
 // The products of a warp. Strict: of floats as exactly as floats, by three products of their parts (3xTF32); tensor cores
 // cut off the sums' last bits, so they are moved to other sums before much is lost.
 template <class T, int Rows, int Columns, bool Strict> struct WarpProduct {

@@ -76,12 +76,6 @@ template <class T_, int Rows, int Columns, int WarpRows, int WarpColumns, int By
     __device__ static int other_chunk(int place, int difference) { return place ^ difference * kPerChunk; }
 };
 
-// What tf32 leaves of a float, whose last 13 bits tensor cores ignore. Cut off, not rounded: the rest is exact, and no
-// finite float becomes infinite.
-__device__ inline uint32 rest_of(uint32 bits) {
-    return __float_as_uint(__uint_as_float(bits) - __uint_as_float(bits & 0xffffe000u));
-}
-
 template <class T> __device__ inline void multiply(float (&sum)[4], const uint32 (&a)[4], const uint32 (&b)[2]) {
     if constexpr (sizeof(T) == 2) mma_m16n8k16<T>(sum, a, b);
     else mma_m16n8k8_tf32(sum, a, b);
@@ -145,7 +139,7 @@ __device__ inline void add_stage(const typename Tile::T* stage, const Places<Til
                 for (int r = 0; r < 2; ++r) {
                     const float value = from[4 * r * Tile::kColumns];
                     b[j][r] = Tile::kRounds ? round_to_tf32(value) : __float_as_uint(value);
-                    if constexpr (Tile::kStrict) b_rest[j][r] = rest_of(b[j][r]);
+                    if constexpr (Tile::kStrict) b_rest[j][r] = take_rest(b[j][r]);
                 }
             }
         }
@@ -156,7 +150,7 @@ __device__ inline void add_stage(const typename Tile::T* stage, const Places<Til
             if constexpr (!Tile::kHalves) {
 #pragma unroll
                 for (int r = 0; r < 4; ++r) {
-                    if constexpr (Tile::kStrict) a_rest[r] = rest_of(a[r]);
+                    if constexpr (Tile::kStrict) a_rest[r] = take_rest(a[r]);
                     else a[r] = round_to_tf32(__uint_as_float(a[r]));
                 }
             }

@@ -124,26 +124,20 @@ template <class T, int Lines, bool Left> struct Reader {
     }
 };
 
-__device__ inline float as_float(uint32 bits) { return __int_as_float(int32(bits)); }
-
 // Tensor cores ignore the last 13 bits of a float in tf32: with half of what they count for added, they round to nearest.
 // (cvt.rna would be four instructions on sm_80.)
-constexpr uint32 kHalf = 1 << 12, kKept = ~(2 * kHalf - 1);
+constexpr uint32 kHalf = 1 << 12;
 
 template <int N> __device__ inline void round_all(uint32 (&values)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
-        if (fabsf(as_float(values[i])) < infinity<float>()) values[i] += kHalf;  // not-a-number would become zero
+        if (fabsf(__uint_as_float(values[i])) < infinity<float>()) values[i] += kHalf;  // not-a-number would become zero
 }
 
-// Floats into what tf32 holds of them, and the rest. Not-a-number stays one in the rest.
+// Floats into what tf32 holds of them, and the rest.
 template <int N> __device__ inline void split(uint32 (&large)[N], uint32 (&small)[N]) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        const float x = as_float(large[i]);
-        large[i] = large[i] + kHalf & kKept;
-        small[i] = uint32(__float_as_int(x - as_float(large[i])));
-    }
+    for (int i = 0; i < N; ++i) small[i] = take_rest(large[i]);
 }
 
 // Where sums go: to `out`, or to the partial sums of this split.

@@ -98,3 +98,11 @@ __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;"
 template <int N> __device__ inline void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 #endif
+
+// Cuts a float down to tf32 and gives the rest, of which tensor cores ignore the last bits. Not rounded: that way the rest
+// is exact, and no finite float becomes infinite. Not-a-number stays one in the rest.
+__device__ inline uint32 take_rest(uint32& bits) {
+    const float whole = __uint_as_float(bits);
+    bits &= 0xffffe000u;
+    return __float_as_uint(whole - __uint_as_float(bits));
+}
