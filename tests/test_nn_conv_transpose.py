@@ -105,6 +105,7 @@ ERRORS = {
         lambda: F.conv_transpose2d(X, W, groups=3),
         "with groups=3 wants 4 input channels, a multiple of groups",
     ),
+    "no-groups": (lambda: F.conv_transpose2d(X, W, groups=0), "groups must be .*, got 0"),
     "bias": (lambda: F.conv_transpose2d(X, W, ad.zeros(4)), r"bias must have the shape \(3,\).* got \(4,\)"),
     "more": (
         lambda: F.conv_transpose2d(X, W, output_padding=1),
@@ -120,3 +121,18 @@ def test_errors_say_what_is_wrong(name: str) -> None:
     make, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_tensors_of_other_types_are_an_error() -> None:
+    message = "conv_transpose2d: expected tensors of one dtype, got float32, float32, float64"
+    with pytest.raises(TypeError, match=message):
+        F.conv_transpose2d(X, W, ad.zeros(3, dtype=ad.float64))
+
+
+def test_the_gradient_of_the_bias_is_a_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = []
+    bias_grad = ad.kernels.conv_bias_grad
+    monkeypatch.setattr(ad.kernels, "conv_bias_grad", lambda dy: sums.append(dy.shape) or bias_grad(dy))
+    bias = ad.zeros(3, requires_grad=True)
+    F.conv_transpose2d(X, W, bias).sum().backward()
+    assert sums == [(1, 3, 7, 7)] and bias.grad.tolist() == [49.0] * 3

@@ -122,3 +122,13 @@ class ConvolutionBiasGrad(Operation):
 
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad.reshape(1, -1, *(1,) * (len(ctx.shape) - 2)).expand(ctx.shape)
+
+
+class ChannelBias(Operation):
+    """(N, K, *outputs) and a bias (K,) added to them."""
+
+    def forward(ctx, x: Any, bias: Any) -> Any:
+        return x + bias.reshape(-1, *(1,) * (x.ndim - 2))
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Optional]:
+        return grad, ConvolutionBiasGrad.apply(grad) if ctx.needs_input_grad[1] else None

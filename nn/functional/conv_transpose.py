@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...engine import Tensor
-from ...engine.operations.convolution import ConvolutionInputGrad
+from ...engine.operations.convolution import ChannelBias, ConvolutionInputGrad
 from ...engine.operations.joining import pad
-from .checks import check_tensor, per_axis, with_batch
+from .checks import check_tensor, per_axis, positive, with_batch
 
 _FILTERS = ("(C, K / groups, S)", "(C, K / groups, R, S)", "(C, K / groups, T, R, S)")
 
@@ -86,6 +86,7 @@ def _conv_transpose(
             f"{name}: output_padding must be smaller than stride or dilation, got output_padding {more}, "
             f"stride {stride}, dilation {dilation}"
         )
+    groups = positive(name, "groups", groups)
     channels, filters = len(weight), weight.shape[1] * groups
     if channels % groups or batch.shape[1] != channels:
         raise ValueError(
@@ -94,6 +95,9 @@ def _conv_transpose(
         )
     if bias is not None and check_tensor(name, "bias", bias).shape != (filters,):
         raise ValueError(f"{name}: bias must have the shape ({filters},), one per output channel, got {bias.shape}")
+    dtypes = [tensor.dtype for tensor in (input, weight, bias) if tensor is not None]
+    if len(set(dtypes)) > 1:
+        raise TypeError(f"{name}: expected tensors of one dtype, got {', '.join(map(str, dtypes))}")
     taps, sizes = weight.shape[2:], batch.shape[2:]
     outputs = tuple(
         (size - 1) * step - 2 * width + gap * (count - 1) + extra + 1
@@ -115,5 +119,5 @@ def _conv_transpose(
         groups=groups,
     )
     if bias is not None:
-        result = result + bias.reshape(-1, *(1,) * axes)
+        result = ChannelBias.apply(result, bias)
     return result.squeeze(0) if alone else result
