@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
@@ -184,6 +185,27 @@ def test_workspaces_belong_to_streams_and_are_given_back(library):
     assert bindings.multiply(product, pointers, 0, 1, 1 << 20, new_workspace) and len(made) == 3
     library.stream = 2
     assert bindings.multiply(product, pointers, 0, 2, 1 << 20, new_workspace) and len(made) == 3
+
+
+def test_the_per_thread_stream_has_a_workspace_for_each_thread(library):
+    a, b, out = eighths((4, 4)), eighths((4, 4), seed=1), np.empty((4, 4), np.float32)
+    bindings, library.stream = cuda.launch.launcher.cublaslt, 2
+    pointers = Pointers(*(array.ctypes.data for array in (a, b, out)), 0)
+    product = Product("float", False, 4, 4, 4, Lines(False, 4), Lines(False, 4), Batch(1, 0, 0, 0), False, False)
+    made = []
+
+    def new_workspace(nbytes):
+        made.append(np.empty(nbytes, np.uint8))
+        return made[-1].ctypes.data // 16 * 16, made[-1]
+
+    def multiply():
+        assert bindings.multiply(product, pointers, 0, 2, 1 << 20, new_workspace)
+
+    multiply()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(multiply).result()
+    multiply()
+    assert len(made) == 2
 
 
 def test_a_handle_for_each_device(library):

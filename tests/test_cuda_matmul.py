@@ -287,9 +287,13 @@ def test_the_choice_of_tile_and_part():
 
 
 def test_what_cannot_be_a_product():
-    x = np.broadcast_to(np.float32(0), (2**31, 1))
-    with pytest.raises(ValueError, match="matmul: dims of at most 2147483647 elements are supported, got"):
+    most = 2**31 - 256
+    x = np.broadcast_to(np.float32(0), (most + 1, 1))
+    with pytest.raises(ValueError, match=f"matmul: dims of at most {most} elements are supported, got"):
         cuda.matmul(x, np.zeros((1, 1), np.float32))
+    # A part of the largest depth, and the rows of the last tile, are numbers of 32 bits.
+    tile, part = gemm.choose(product_of(most, 64, most), 90)
+    assert max(part, most + tile.rows - 1) < 2**31
 
 
 @needs_compiler

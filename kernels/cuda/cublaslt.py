@@ -40,6 +40,7 @@ _EPILOGUE_PLAIN, _EPILOGUE_BIAS, _EPILOGUE_GELU = 1, 4, 32
 _REDUCTION_IN_COMPUTE_TYPE = 2
 
 _MOST_ALIGNMENT = 256
+_PER_THREAD = 2  # cudaStreamPerThread: of each thread another stream
 _MOST_PLANS = 1024
 
 
@@ -129,7 +130,7 @@ class CublasLt:
             function.restype, function.argtypes = result, arguments
         self._handles: dict[int, c_void_p] = {}
         self._plans: OrderedDict[tuple[Any, ...], _Plan | None] = OrderedDict()
-        self._workspaces: dict[tuple[int, int], tuple[int, int, Any]] = {}
+        self._workspaces: dict[tuple[int, int, int], tuple[int, int, Any]] = {}
         self._lock = threading.Lock()
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -163,7 +164,7 @@ class CublasLt:
     def release(self, device: int, stream: int) -> None:
         """Give a stream's workspace back: for the owner of a stream that will launch no more products."""
         with self._lock:
-            self._workspaces.pop((device, stream), None)
+            self._workspaces.pop(_whose(device, stream), None)
 
     def handle(self, device: int) -> c_void_p:
         """The library's handle for the current device, whose number is `device`."""
@@ -174,7 +175,7 @@ class CublasLt:
         return self._handles[device]
 
     def _workspace(self, device: int, stream: int, nbytes: int, new_workspace: NewWorkspace) -> tuple[int, int, Any]:
-        key = (device, stream)
+        key = _whose(device, stream)
         if key not in self._workspaces:
             address, owner = new_workspace(nbytes)
             self._workspaces[key] = (address, nbytes, owner)
@@ -300,6 +301,11 @@ class _Plan:
         for name, what in self._destroy:
             with contextlib.suppress(CublasLtError):
                 self._library.call(name, what)
+
+
+def _whose(device: int, stream: int) -> tuple[int, int, int]:
+    """What tells a stream from all others."""
+    return device, stream, threading.get_ident() if stream == _PER_THREAD else 0
 
 
 def _as_stored(rows: int, columns: int, lines: Lines) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 # For leading dims that are no single run of matrices in an operand: with more products than this it is copied.
 _MOST_LAUNCHES = 4
-_MOST_SIZE = 2**31 - 1
+_MOST_SIZE = 2**31 - 256  # with what fills up the last tile and part still a number of 32 bits
 _BIAS_ALIGNMENT = 16  # cuBLASLt is told how the operands are aligned, but cannot be told of the bias
 _ONE = Batch(1, 0, 0, 0)
 
