@@ -9,13 +9,16 @@ has to be put back unless an error ends a capture, before which nothing has run 
 from __future__ import annotations
 
 import functools
+import gc
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, Generic, ParamSpec, TypeVar
+
+import numpy as np
 
 from ..kernels.precision import get_float32_matmul_precision
 from .backend import CPU, Device, as_device, cuda_is_in_use, module_of, on_device
@@ -118,6 +121,9 @@ class CapturedStep(Generic[P, R]):
                 stacklevel=5,
             )
 
+    def __reduce__(self) -> Any:
+        return type(self), (self._step,)  # a copy has no graphs yet
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else MethodType(self, instance)
 
@@ -185,7 +191,8 @@ class _Arguments:
             place = self._places[id(tensor)] = len(self.tensors)
             self.tensors.append(tensor)
         strides = None if tensor.is_contiguous() else tensor.stride()
-        return Tensor, place, tensor.shape, tensor.dtype, tensor.device, strides
+        number = tensor.item() if not tensor.is_cuda and tensor.numel() == 1 else None  # no graph would see another
+        return Tensor, place, tensor.shape, tensor.dtype, tensor.device, strides, number
 
     def replaced(self, tensors: list[Tensor]) -> Any:
         """The arguments with `tensors` in the places of the given ones."""
@@ -199,6 +206,12 @@ class _Graph:
         from ..kernels.cuda import graph
         from ..kernels.cuda.replay import Slots, recording
 
+        for tensor in arguments.tensors:
+            if not tensor.is_cuda and tensor.numel() > 1:
+                raise RuntimeError(
+                    f"capture: an argument of shape {tensor.shape} is on the CPU, where a CUDA graph cannot read it: "
+                    "copy it to the GPU before the call"
+                )
         self.memory = graph.Memory()
         self.recorder = Recorder(self.memory)
         self.slots = Slots(self.recorder.actions, graph.Memory())
@@ -210,15 +223,16 @@ class _Graph:
         args, kwargs = arguments.replaced(self.inputs)
         try:
             with self.recorder, recording(self.slots):
-                self.graph, result = graph.capture(lambda: step(*args, **kwargs), self.memory)
+                self.graph, self.result = graph.capture(lambda: _returned(step, args, kwargs), self.memory)
         except BaseException as error:
             self.recorder.roll_back()
             if isinstance(error, Exception) and not isinstance(error, NotReady):
                 place = raising_place(error.__traceback__)
-                error.add_note(f"This happened while adjoint captured the step in a CUDA graph, at\n  {place}")
+                where = f", at\n  {place}" if place is not None else ""
+                error.add_note(f"This happened while adjoint captured the step in a CUDA graph{where}")
             raise
+        gc.collect()  # of cycles in the step nothing may be left that looks as if it were from outside
         self.recorder.settle()
-        self.result = _detached(result)
         self.changed_inputs = [i for i, tensor in enumerate(self.inputs) if tensor.is_cuda and tensor._version]
 
     def first(self, arguments: _Arguments) -> Any:
@@ -266,6 +280,27 @@ class _Graph:
 def _surroundings() -> tuple[Any, ...]:
     """What beside the arguments decides which kernels a step launches."""
     return mode.grad, get_default_dtype(), get_float32_matmul_precision()
+
+
+def _returned(step: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What the step returns, detached; a TypeError where there might be tensors that replays would write over."""
+    result = step(*args, **kwargs)
+    for value in _leaves(result):
+        if value is not None and not isinstance(value, Tensor | int | float | complex | str | np.generic):
+            raise TypeError(
+                f"capture: {getattr(step, '__name__', 'the step')} returned a {type(value).__name__}; expected "
+                "tensors, numbers and strings, in tuples, lists and dicts"
+            )
+    return _detached(result)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in tuples, lists and dicts."""
+    if isinstance(value, tuple | list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _detached(result: Any) -> Any:

@@ -47,7 +47,7 @@ class AccumulateGrad(Operation):
             known._data += grad._data
             known._versions[0] += 1
             if mode.recorder is not None:
-                mode.recorder.in_place(known._versions)
+                mode.recorder.in_place(known)
         if self.hooks is not None:
             for hook in self.hooks.of("accumulated"):
                 hook(tensor)

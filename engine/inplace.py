@@ -97,6 +97,8 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
     if value.dtype != target.dtype:
         value = value.to(target.dtype)
     edge = value._current_edge()
+    if mode.recorder is not None:
+        mode.recorder.uses(value)
     target._data[...] = value._data
     return record_change(target, edge)
 
@@ -105,7 +107,7 @@ def record_change(target: Tensor, edge: Edge | None) -> Tensor:
     """Note that the memory of `target` has changed, and that gradients of all of it now go to `edge`."""
     target._versions[0] += 1
     if mode.recorder is not None:
-        mode.recorder.in_place(target._versions)
+        mode.recorder.in_place(target)
     if not mode.grad:
         return target
     base, steps = (target, ()) if target._view is None else (target._view.base, target._view.steps)

@@ -78,6 +78,7 @@ class Recorder(Watcher):
         self.changed: list[list[int]] = []  # version counts that go up with each replay
         self._fields: dict[tuple[int, str], Field] = {}
         self._arrays: dict[tuple[int, int], tuple[weakref.ref[Any], Any, bool | None]] = {}
+        self._kept: list[Any] = []  # arrays of other owners that the graph works with
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Recorder:
@@ -110,10 +111,24 @@ class Recorder(Watcher):
         if (id(holder), name) not in self._fields:
             self._fields[id(holder), name] = Field(holder, name, is_read=False)
 
-    def in_place(self, versions: list[int]) -> None:
-        """The step has changed a memory in place and counted it."""
+    def uses(self, tensor: Any) -> None:
+        """The step works with the array of a tensor, though through no operation."""
         if self.capturing:
-            self.changed.append(versions)
+            self._note(tensor)
+
+    def in_place(self, tensor: Any) -> None:
+        """The step has changed a tensor in place and counted it."""
+        if self.capturing:
+            self._note(tensor)
+            self.changed.append(tensor._versions)
+
+    def keep(self, value: Any) -> None:
+        """The step works with an array, which has to stay while there is a graph."""
+        if isinstance(value, tuple | list):
+            for item in value:
+                self.keep(item)
+        elif self.capturing and self.memory.is_outside(value):
+            self._kept.append(value)
 
     def on_host(
         self, again: Callable[[], None], undo: Callable[[], None], holds: Callable[[], bool] | None = None
@@ -166,12 +181,21 @@ class Recorder(Watcher):
                 self.ran_on_gpu = True
         if not self.capturing:
             return
-        for tensor in inputs:
-            array = getattr(tensor, "_data", None)
-            key = id(tensor), id(array)
-            if array is not None and key not in self._arrays and not self.memory.holds(array):
-                is_set = (id(tensor), "requires_grad") in self._fields  # by the step itself
-                self._arrays[key] = weakref.ref(tensor), array, None if is_set else tensor._edge is not None
+        for value in inputs:
+            if hasattr(value, "_data"):
+                self._note(value)
+            else:
+                self.keep(value)
+        for setting in vars(operation).values():  # an index, running statistics
+            self.keep(setting)
+
+    def _note(self, tensor: Any) -> None:
+        """Remember with which array a tensor that is not of the step's own making has come."""
+        array = tensor._data
+        key = id(tensor), id(array)
+        if key not in self._arrays and self.memory.is_outside(array):
+            is_set = (id(tensor), "requires_grad") in self._fields  # by the step itself
+            self._arrays[key] = weakref.ref(tensor), array, None if is_set else tensor._edge is not None
 
     # ---- afterwards
 
@@ -180,11 +204,14 @@ class Recorder(Watcher):
         self._undo.clear()
         for field in self.fields:
             field.settle(self.capturing)
+        self._kept += [array for _, array, _ in self._arrays.values()]
+        lasting = {key: known for key, known in self._arrays.items() if known[0]() is not None}
+        self._arrays = lasting  # without what the step made around arrays of others, such as detach()
 
     def is_outdated(self) -> bool:
-        """Whether a tensor or an optimizer has other arrays by now, which the graph will never find."""
+        """Whether a tensor has gone, or it or an optimizer has other arrays, which the graph will never find."""
         known = ((reference(), array) for reference, array, _ in self._arrays.values())
-        if any(tensor is not None and tensor._data is not array for tensor, array in known):
+        if any(tensor is None or tensor._data is not array for tensor, array in known):
             return True
         return not all(holds() for holds in self.bonds)
 

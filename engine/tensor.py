@@ -305,6 +305,8 @@ class Tensor(ArrayHolder):
 
     def detach(self) -> Tensor:
         """The same array without a gradient. It shares the version count, so changing it is noticed."""
+        if mode.recorder is not None:
+            mode.recorder.uses(self)
         return wrap(self._data, None, self._versions)
 
     def detach_(self) -> Tensor:

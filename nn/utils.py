@@ -107,4 +107,4 @@ def _count_changes(tensors: list[Tensor]) -> None:
     for tensor in tensors:
         tensor._versions[0] += 1
         if mode.recorder is not None:
-            mode.recorder.in_place(tensor._versions)
+            mode.recorder.in_place(tensor)

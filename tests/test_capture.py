@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import partial
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from capture_cases import OPTIMIZERS, LeNet, Training, assert_same, device_fixture, host_fixture, numbers, parameter
 
 import adjoint as ad
+import adjoint.nn as nn
+import adjoint.nn.functional as F
 from bench import networks
 from bench.library import Library
 from bench.suites import train
@@ -252,3 +256,75 @@ def test_a_network_on_the_cpu_beside_a_gpu(host: str) -> None:
         for i in range(4):
             assert numbers(step(*given)) == [1 + i, 1 + i]
     assert step.graphs == 0
+
+
+def test_a_number_on_the_cpu_is_part_of_the_kind(device: str) -> None:
+    step = ad.cuda.capture(lambda x, factor: x * factor.item())
+    for i in (2, 2, 2, 3, 3, 3, 2):
+        assert numbers(step(ad.ones(2, device=device), ad.tensor(float(i)))) == [i, i]
+    assert step.graphs == 2
+
+
+class Model(nn.Module):
+    """One whose forward is captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.forward = ad.cuda.capture(self.compute)  # type: ignore[method-assign]
+
+    def compute(self, x: ad.Tensor) -> ad.Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_a_captured_step_of_its_own(device: str, copied: Any) -> None:
+    model = Model().to(device)
+    x = ad.ones(1, 2, device=device)
+    for _ in range(3):
+        known = numbers(model(x))
+    other = copied(model)
+    assert (model.forward.graphs, other.forward.graphs) == (1, 0)  # type: ignore[attr-defined]
+    with ad.no_grad():
+        other.linear.weight.zero_()
+        other.linear.bias.zero_()
+    for _ in range(3):
+        assert numbers(other(x)) == [[0, 0]] and numbers(model(x)) == known
+    assert other.forward.graphs == 1
+
+
+def test_steps_that_share_parameters(device: str) -> None:
+    """The generator and the discriminator of a GAN: the one's step leaves gradients in the other."""
+
+    def run(captured: bool) -> Any:
+        ad.manual_seed(0)
+        made = nn.Linear(3, 4).to(device)
+        judge = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 1)).to(device)
+        of_made, of_judge = ad.optim.Adam(made.parameters(), 0.01), ad.optim.Adam(judge.parameters(), 0.02)
+
+        def judge_step(real: ad.Tensor, noise: ad.Tensor) -> ad.Tensor:
+            of_judge.zero_grad()
+            loss = F.softplus(-judge(real)).mean() + F.softplus(judge(made(noise).detach())).mean()
+            loss.backward()
+            of_judge.step()
+            return loss
+
+        def made_step(noise: ad.Tensor) -> ad.Tensor:
+            of_made.zero_grad()
+            loss = F.softplus(-judge(made(noise))).mean()
+            loss.backward()
+            of_made.step()
+            return loss
+
+        steps = [ad.cuda.capture(step) if captured else step for step in (judge_step, made_step)]
+        losses = []
+        for i in range(7):
+            rng = np.random.default_rng(i)
+            real, noise = (
+                ad.tensor(rng.standard_normal((4, size)).astype(np.float32), device=device) for size in (4, 3)
+            )
+            losses += [numbers(steps[0](real, noise)), numbers(steps[1](noise))]
+        assert not captured or [step.graphs for step in steps] == [1, 1]
+        return losses, [numbers(weight.grad) for weight in (*made.parameters(), *judge.parameters())]
+
+    assert run(True) == run(False)

@@ -6,6 +6,7 @@ import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -229,3 +230,28 @@ def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match=r"shape \(2,\) requires a gradient.*detach"):
         step({"x": ad.ones(2, requires_grad=True)})
     step(ad.ones(2))  # the errors have left nothing behind
+
+
+def test_batches_on_the_cpu_beside_tensors_on_the_gpu_are_refused(device: str) -> None:
+    step = ad.cuda.capture(lambda x, sizes: x * sizes.tolist()[0])
+    x = ad.ones(2, device=device)
+    assert numbers(step(x, ad.tensor([3.0, 4.0]))) == [3, 3]
+    with pytest.raises(RuntimeError, match=r"argument of shape \(2,\) is on the CPU.*copy it to the GPU"):
+        step(x, ad.tensor([5.0, 6.0]))
+
+
+def test_a_result_in_an_object_that_nobody_looks_into_is_refused(device: str) -> None:
+    w = parameter(device, 1.0)
+
+    def train(x: ad.Tensor) -> Any:
+        w.grad = None
+        loss = (w * x).sum()
+        loss.backward()
+        return {"result": [SimpleNamespace(loss=loss)]}
+
+    step = ad.cuda.capture(train)
+    step(ad.ones(1, device=device))
+    before = w.grad
+    with pytest.raises(TypeError, match=r"train returned a SimpleNamespace; expected tensors"):
+        step(ad.ones(1, device=device) * 2)
+    assert w.grad is before and numbers(w.grad) == [1]

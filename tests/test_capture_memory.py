@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from typing import Any
 
@@ -182,3 +183,52 @@ def test_what_a_graph_writes_first_does_not_lie_where_its_numbers_are(device: st
 
     eager = losses(False)
     assert losses(True) == eager and len(set(eager)) == 4
+
+
+def test_a_generator_that_the_program_let_go_stays_with_the_graph(device: str) -> None:
+    generators = [ad.Generator(device).manual_seed(3)]
+    step = ad.cuda.capture(lambda x: x + ad.rand(4, generator=generators[0], device=device))
+    x = ad.zeros(4, device=device)
+    for _ in range(3):
+        step(x)
+    generators.clear()
+    backend.cupy().get_default_memory_pool().free_all_blocks()
+    assert all(0 <= number < 1 for number in numbers(step(x)))
+
+
+def test_an_index_that_the_program_let_go_stays_with_the_graph(device: str) -> None:
+    order = [ad.tensor([1, 0], device=device)]
+    step = ad.cuda.capture(lambda x: x[order[0]])
+    x = ad.tensor([3.0, 4.0], device=device)
+    for _ in range(3):
+        step(x)
+    order.clear()
+    backend.cupy().get_default_memory_pool().free_all_blocks()
+    assert numbers(step(x)) == [4, 3]
+
+
+def test_a_capture_in_another_thread_waits(device: str) -> None:
+    """Whether garbage is collected and where pinned memory comes from is the same for all threads."""
+    events: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    def beside() -> None:
+        step = ad.cuda.capture(lambda x: x + 1)
+        for _ in range(2):
+            step(ad.ones(2, device=device))
+        events.append("captured beside")
+
+    def work(x: ad.Tensor) -> ad.Tensor:
+        if events:
+            threads.append(threading.Thread(target=beside))
+            threads[0].start()
+            threads[0].join(0.2)
+            events.append("captured" if not gc.isenabled() else "disturbed")
+        events.append("ran")
+        return x * 2
+
+    step = ad.cuda.capture(work)
+    for _ in range(2):
+        step(ad.ones(2, device=device))
+    threads[0].join()
+    assert events == ["ran", "captured", "ran", "captured beside"] and gc.isenabled()

@@ -261,3 +261,85 @@ def test_state_that_begins_late_is_not_made_in_a_graph(device: str) -> None:
         return seen
 
     assert run(True) == run(False)
+
+
+def test_an_optimizer_whose_state_was_cleared_begins_anew(device: str) -> None:
+    def run(captured: bool) -> list[Any]:
+        w = parameter(device, 2.0, 3.0)
+        optimizer = optim.SGD([w], 0.1, momentum=0.9)
+
+        def train(x: ad.Tensor) -> None:
+            optimizer.zero_grad()
+            (w * x).sum().backward()
+            optimizer.step()
+
+        step = ad.cuda.capture(train) if captured else train
+        seen = []
+        for i in range(12):
+            if i == 4:
+                optimizer.state.clear()
+            if i == 8:
+                optimizer.state[w]["momentum_buffer"] = ad.zeros(2, device=device)
+            step(ad.tensor([1.0, float(i)], device=device))
+            seen.append(numbers(w))
+        assert not captured or step.graphs == 1
+        return seen
+
+    assert run(True) == run(False)
+
+
+def parameters_data(device: str, value: float, known: dict[str, Any]) -> None:
+    known["w"].data = ad.full((2,), value, device=device).data
+
+
+def running_mean(device: str, value: float, known: dict[str, Any]) -> None:
+    known["norm"].running_mean = ad.full((2,), value, device=device)
+
+
+def source(device: str, value: float, known: dict[str, Any]) -> None:
+    known["source"] = ad.full((2,), value, device=device)
+
+
+REPLACED: dict[str, tuple[Any, Any]] = {
+    "detached": (parameters_data, lambda known, x: x * known["w"].detach()),
+    "view": (parameters_data, lambda known, x: x * known["w"][:]),
+    "running-statistics": (running_mean, lambda known, x: known["norm"](x)),
+    "running-statistics-eval": (running_mean, lambda known, x: known["norm"].eval()(x)),
+    "copied": (source, lambda known, x: known["target"].copy_(known["source"])),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_arrays_that_were_replaced_are_noticed(device: str, name: str) -> None:
+    replace, operation = REPLACED[name]
+
+    def run(captured: bool) -> list[Any]:
+        known = {"w": parameter(device, 2.0, 3.0), "norm": nn.BatchNorm1d(2, affine=False).to(device)}
+        known["target"], known["source"] = ad.zeros(2, device=device), ad.ones(2, device=device)
+
+        def use(x: ad.Tensor) -> ad.Tensor:
+            return operation(known, x)
+
+        step = ad.cuda.capture(use) if captured else use
+        seen = []
+        for value in (2.0, 5.0):
+            replace(device, value, known)
+            for i in range(4):
+                found = step(ad.tensor([[1.0, 2.0], [float(i), 4.0]], device=device))
+                seen.append((numbers(found), numbers(known["norm"].running_mean)))
+            assert not captured or step.graphs == 1
+        return seen
+
+    assert run(True) == run(False)
+
+
+def test_a_gradient_with_another_array_is_captured_anew(device: str) -> None:
+    w = parameter(device, 2.0)
+    step = ad.cuda.capture(lambda x: (w * x).sum().backward())
+    for i in range(1, 5):
+        step(ad.ones(1, device=device))
+        assert w.grad is not None and numbers(w.grad) == [i]
+    w.grad.data = ad.tensor([100.0], device=device).data
+    for i in range(1, 5):
+        step(ad.ones(1, device=device))
+        assert numbers(w.grad) == [100 + i]

@@ -9,6 +9,7 @@ import numpy as np
 from .. import inplace
 from ..backend import Device, array_module, as_device, is_array, on_device
 from ..dtypes import as_dtype, get_default_dtype, int64, is_floating, is_half
+from ..grad_mode import mode
 from ..random import Generator, default_generator
 from ..tensor import Tensor, wrap
 from .creation import finished, lengths_of
@@ -21,6 +22,8 @@ def _stream(name: str, generator: Generator | None, device: Device) -> Any:
         return default_generator(device).stream
     if generator.device != device:
         raise RuntimeError(f"{name}: expected a generator on {device}, got one on {generator.device}")
+    if mode.recorder is not None:
+        mode.recorder.keep(generator.stream.place)
     return generator.stream
 
 

@@ -41,6 +41,10 @@ class Memory:
         address = launch.launcher.pointer(array)
         return any(segment.ptr <= address < segment.ptr + segment.size for segment in self._segments)
 
+    def is_outside(self, value: Any) -> bool:
+        """Whether the value is an array of the device that lies elsewhere."""
+        return launch.launcher.is_array(value) and not self.holds(value)
+
     @property
     def nbytes(self) -> int:
         """Bytes taken from the device."""
@@ -55,6 +59,11 @@ class Memory:
             yield
 
 
+_one_at_a_time = (
+    threading.Lock()
+)  # where pinned memory comes from, and whether garbage is collected, is for all threads
+
+
 def _segment(segments: list[Any], nbytes: int) -> Any:
     import cupy
 
@@ -65,8 +74,13 @@ def _segment(segments: list[Any], nbytes: int) -> Any:
 def capture(work: Callable[[], Any], memory: Memory) -> tuple[Any, Any]:
     """A graph of what `work` launches on the current device, and what it returns; nothing runs.
 
-    An error of `work` is raised as it is; the device can be used afterwards.
+    An error of `work` is raised as it is; the device can be used afterwards. A capture in another thread waits.
     """
+    with _one_at_a_time:
+        return _captured(work, memory)
+
+
+def _captured(work: Callable[[], Any], memory: Memory) -> tuple[Any, Any]:
     import cupy
 
     from . import cublaslt

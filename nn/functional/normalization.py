@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ...engine import Tensor
-from ...engine.grad_mode import no_grad
+from ...engine.grad_mode import mode, no_grad
 from ...engine.inplace import check_may_change, record_change
 from ...engine.operations.batch_norm import BatchNorm
 from .checks import check_tensor
@@ -41,6 +41,7 @@ def batch_norm(
             check_tensor("batch_norm", name, tensor)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: running_mean and running_var must be given both or neither")
+    statistics = [t for t in (running_mean, running_var, num_batches_tracked) if t is not None]
     changed: list[Tensor] = []
     if not training:
         if running_mean is None:
@@ -50,7 +51,10 @@ def batch_norm(
             raise ValueError(
                 f"batch_norm: expected more than one value per channel in training, got shape {input.shape}"
             )
-        changed = [t for t in (running_mean, running_var, num_batches_tracked) if t is not None]
+        changed = statistics
+    if mode.recorder is not None:
+        for tensor in statistics:
+            mode.recorder.uses(tensor)
     if changed:
         with no_grad():
             for tensor in changed:

@@ -83,21 +83,23 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        recorded.depends_on(lambda: [self.fixed(group) for group in self.param_groups], self._objects)
         changing = [(group, params) for group in self.param_groups for params in self._with_gradients(group)]
         for group, params in changing:
             self.update(group, params)
             for parameter in params:
                 parameter._versions[0] += 1
                 if mode.recorder is not None:
-                    mode.recorder.in_place(parameter._versions)
+                    mode.recorder.in_place(parameter)
+        recorded.depends_on(lambda: [self.fixed(group) for group in self.param_groups], lambda: self._objects(changing))
         return loss
 
-    def _objects(self) -> list[Any]:
-        """The objects in which a step finds its arrays and numbers."""
+    def _objects(self, changing: list[tuple[Group, list[Tensor]]]) -> list[Any]:
+        """The objects in which a step that changes these parameters finds its arrays and numbers."""
         rates = [group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor)]
         params = [parameter for group in self.param_groups for parameter in group["params"]]
-        return [self.state, *self.param_groups, *params, *rates, *(rate._data for rate in rates)]
+        states = [self.state.get(parameter, {}) for _, changed in changing for parameter in changed]
+        arrays = [value._data for state in states for value in state.values() if isinstance(value, Tensor)]
+        return [self.state, *self.param_groups, *params, *rates, *(rate._data for rate in rates), *arrays]
 
     def fixed(self, group: Group) -> list[Any]:
         """What `update` takes for granted while a captured step replays: all that is not a `number` there."""
