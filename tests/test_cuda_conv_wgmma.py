@@ -215,7 +215,7 @@ def test_it_is_chosen_on_capability_90_and_nowhere_else():
     for changes in others:
         assert bulk not in conv_choice.candidates(_problem(**changes)), changes
     # Small ones can run, but are left to smaller tiles.
-    for changes in ({"rows": 64}, {"pixels": 4096}, {"channels": 8, "taps": 9}):
+    for changes in ({"rows": 64}, {"pixels": 4096}, {"channels": 8, "taps": 9}, {"channels": 24}):
         assert conv_choice.choose(_problem(**changes)) != bulk
         assert bulk in conv_choice.candidates(_problem(**changes))
 

@@ -242,7 +242,8 @@ def _tensor_weight_grad_rows(types: Sequence[str], precision: Sequence[str], str
 # blocks. The sums of the widest tiles of doubles would not fit into the registers.
 TABLE = (
     Row(Product(), GATHERS),
-    Row(BulkTile(), GATHERS, _HALVES, least_rows=65, least_reduction=128, least_blocks=_FILLED),
+    # A step of its reduction is 64 channels of one tap, however few there are.
+    Row(BulkTile(), GATHERS, _HALVES, least_rows=65, least_reduction=128, least_blocks=_FILLED, least_channels=32),
     *(row for mode in _MODES for row in (*_tensor_rows(*mode), *_tensor_weight_grad_rows(*mode))),
     Row(Tile(128, 128, 8, 8), GATHERS, _NO_DOUBLE, least_rows=65, least_reduction=_FEW, least_blocks=_FILLED),
     Row(Tile(64, 128, 4, 8), GATHERS, least_rows=33, least_reduction=_FEW, least_blocks=_FILLED),
