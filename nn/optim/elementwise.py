@@ -10,8 +10,8 @@ import numpy as np
 
 from ...engine import Tensor
 from ...engine.dtypes import is_half
-from .optimizer import Group, Optimizer, zeros_for
-from .recorded import advance, counts, numbers
+from .optimizer import NUMBERS, Group, Optimizer, zeros_for
+from .recorded import advance, numbers
 
 # Large parameters are updated in pieces of so many elements, which stay in the CPU's cache between passes.
 _PIECE = 1 << 15
@@ -57,7 +57,7 @@ class Elementwise(Optimizer):
             state = self.state[parameter]
             if not state:
                 state.update(self.begin(group, parameter))
-            alike[counts(state)].append(parameter)
+            alike[tuple(map(state.get, NUMBERS))].append(parameter)
         for together in alike.values():
             self._update(group, together)
 

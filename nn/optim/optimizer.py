@@ -18,7 +18,7 @@ from . import recorded
 Group = dict[str, Any]
 
 # What a state holds beside arrays of the parameter's shape.
-_NUMBERS: dict[str, Callable[[Any], Any]] = {"step": int, "mu_product": float}
+NUMBERS: dict[str, Callable[[Any], Any]] = {"step": int, "mu_product": float}
 
 
 class Optimizer:
@@ -88,18 +88,24 @@ class Optimizer:
             self.update(group, params)
             for parameter in params:
                 parameter._versions[0] += 1
-                if mode.recorder is not None:
-                    mode.recorder.in_place(parameter)
-        recorded.depends_on(lambda: [self.fixed(group) for group in self.param_groups], lambda: self._objects(changing))
+        if mode.recorder is not None:
+            self._record(changing)
         return loss
 
-    def _objects(self, changing: list[tuple[Group, list[Tensor]]]) -> list[Any]:
+    def _record(self, changed: list[tuple[Group, list[Tensor]]]) -> None:
+        """Tell `cuda.capture` what a step has changed, and what it takes for granted."""
+        for _, params in changed:
+            for parameter in params:
+                mode.recorder.in_place(parameter)
+        recorded.depends_on(lambda: [self.fixed(group) for group in self.param_groups], lambda: self._objects(changed))
+
+    def _objects(self, changed: list[tuple[Group, list[Tensor]]]) -> list[Any]:
         """The objects in which a step that changes these parameters finds its arrays and numbers."""
         rates = [group["lr"] for group in self.param_groups if isinstance(group["lr"], Tensor)]
-        params = [parameter for group in self.param_groups for parameter in group["params"]]
-        states = [self.state.get(parameter, {}) for _, changed in changing for parameter in changed]
+        given = [parameter for group in self.param_groups for parameter in group["params"]]
+        states = [self.state.get(parameter, {}) for _, params in changed for parameter in params]
         arrays = [value._data for state in states for value in state.values() if isinstance(value, Tensor)]
-        return [self.state, *self.param_groups, *params, *rates, *(rate._data for rate in rates), *arrays]
+        return [self.state, *self.param_groups, *given, *rates, *(rate._data for rate in rates), *arrays]
 
     def fixed(self, group: Group) -> list[Any]:
         """What `update` takes for granted while a captured step replays: all that is not a `number` there."""
@@ -108,8 +114,11 @@ class Optimizer:
     def _with_gradients(self, group: Group) -> Iterable[list[Tensor]]:
         """The parameters that have a gradient, those of one dtype and device together."""
         alike: defaultdict[Any, list[Tensor]] = defaultdict(list)
+        recorder = mode.recorder
         for parameter in group["params"]:
-            grad = parameter.grad
+            if recorder is not None:
+                recorder.read(parameter, "_grad")
+            grad = parameter._grad
             if grad is None:
                 continue
             array, given = parameter._data, grad._data
@@ -180,8 +189,8 @@ class Optimizer:
 
 def _loaded(name: str, key: str, value: Any, parameter: Tensor) -> Any:
     """A value of a saved state, with arrays copied in the parameter's dtype and to its device."""
-    if key in _NUMBERS:
-        return _NUMBERS[key](value)
+    if key in NUMBERS:
+        return NUMBERS[key](value)
     if isinstance(value, Tensor):
         value = value._data
     elif hasattr(value, "detach"):

@@ -29,11 +29,6 @@ def numbers(read: Callable[[], tuple[float, ...]], like: Any) -> Sequence[Any]:
     return mode.recorder.scalars(read, like, np.float64 if like.dtype == np.float64 else np.float32)
 
 
-def counts(state: State) -> tuple[Any, ...]:
-    """The numbers of a parameter's state: those of parameters that go on together are equal."""
-    return tuple(value for value in state.values() if not isinstance(value, Tensor))
-
-
 def advance(states: list[State], go_on: Callable[[State], None]) -> None:
     """`go_on(state)` for all, which are at the same step; a captured step does it at each replay."""
 
@@ -57,8 +52,6 @@ def advance(states: list[State], go_on: Callable[[State], None]) -> None:
 
 def depends_on(settings: Callable[[], Any], objects: Callable[[], list[Any]]) -> None:
     """A captured step does not apply where `settings()` are not what they are now, or `objects()` not the same ones."""
-    if mode.recorder is None:
-        return
     known, bound = settings(), objects()
     mode.recorder.conditions.append(lambda: settings() == known)
 
