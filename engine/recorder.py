@@ -71,7 +71,7 @@ class Recorder(Watcher):
 
     def __init__(self, memory: Any = None) -> None:
         self.memory = memory
-        self.ran_on_cpu = self.ran_on_gpu = False
+        self.ran_on_gpu = False
         self.conditions: list[Callable[[], bool]] = []  # for the graph to apply now
         self.bonds: list[Callable[[], bool]] = []  # for it ever to apply again
         self.actions: list[Callable[[], None]] = []  # of the host, in the order of the step, before each replay
@@ -118,6 +118,7 @@ class Recorder(Watcher):
 
     def in_place(self, tensor: Any) -> None:
         """The step has changed a tensor in place and counted it."""
+        self._ran_on(tensor._data)
         if self.capturing:
             self._note(tensor)
             self.changed.append(tensor._versions)
@@ -170,15 +171,7 @@ class Recorder(Watcher):
     def passed_forward(self, operation: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Note where the operation ran, and what it took from outside of the step."""
         for tensor in output if type(output) is tuple else (output,):
-            if isinstance(tensor._data, np.ndarray):
-                self.ran_on_cpu = True
-                if self.capturing:
-                    raise RuntimeError(
-                        f"{operation.name}: this ran on the CPU, where a replay does not do it again; a captured step "
-                        f"works on one GPU alone. {_called()}"
-                    )
-            else:
-                self.ran_on_gpu = True
+            self._ran_on(tensor._data, operation.name)
         if not self.capturing:
             return
         for value in inputs:
@@ -188,6 +181,16 @@ class Recorder(Watcher):
                 self.keep(value)
         for setting in vars(operation).values():  # an index, running statistics
             self.keep(setting)
+
+    def _ran_on(self, array: Any, name: str = "") -> None:
+        """Note where something ran that made or changed an array."""
+        if not isinstance(array, np.ndarray):
+            self.ran_on_gpu = True
+        elif self.capturing:
+            raise RuntimeError(
+                f"{name or _spoken(called_function())}: this ran on the CPU, where a replay does not do it again; a "
+                f"captured step works on one GPU alone. {_called()}"
+            )
 
     def _note(self, tensor: Any) -> None:
         """Remember with which array a tensor that is not of the step's own making has come."""

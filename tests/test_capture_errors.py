@@ -255,3 +255,11 @@ def test_a_result_in_an_object_that_nobody_looks_into_is_refused(device: str) ->
     with pytest.raises(TypeError, match=r"train returned a SimpleNamespace; expected tensors"):
         step(ad.ones(1, device=device) * 2)
     assert w.grad is before and numbers(w.grad) == [1]
+
+
+def test_a_change_in_place_on_the_cpu_is_refused(device: str) -> None:
+    count = ad.zeros(2)
+    step = ad.cuda.capture(lambda x: (x * 2, count.fill_(3)))
+    step(ad.ones(1, device=device))
+    with pytest.raises(RuntimeError, match="fill_: this ran on the CPU"):
+        step(ad.ones(1, device=device))

@@ -343,3 +343,22 @@ def test_a_gradient_with_another_array_is_captured_anew(device: str) -> None:
     for i in range(1, 5):
         step(ad.ones(1, device=device))
         assert numbers(w.grad) == [100 + i]
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.AdamW, optim.NAdam])
+def test_an_optimizers_step_alone(device: str, make: Any) -> None:
+    def run(captured: bool) -> list[Any]:
+        w = parameter(device, 2.0, 3.0)
+        optimizer = make([w], 0.1)
+        step = ad.cuda.capture(optimizer.step) if captured else optimizer.step
+        seen = []
+        for i in range(8):
+            w.grad = ad.tensor([1.0, float(i)], device=device)
+            if i == 4:
+                w.data = ad.tensor([7.0, 8.0], device=device).data
+            step()
+            seen.append(numbers(w))
+        assert not captured or step.graphs == 1
+        return seen
+
+    assert run(True) == run(False)
