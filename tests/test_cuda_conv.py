@@ -70,6 +70,9 @@ CASES = [
     Case("groups", (2, 24, 6, 5), (27, 8, 3, 3), padding=SAME, groups=3, dtypes=("float32", "float16")),
     Case("kernel as large as the input, tiled", (3, 8, 5, 4), (20, 8, 5, 4)),
     Case("rows that stop early", (1, 8, 6, 9), (8, 8, 3, 3), (2, 2)),
+    # Of one line, as large as its gradient: by none of the filter's taps, or by one of its two.
+    Case("a line that only padding meets", (1, 2, 1, 128), (3, 2, 1, 1), (3, 1), ((1, 1), (0, 0))),
+    Case("a line that one of two taps meets", (1, 2, 1, 128), (3, 2, 2, 1), (2, 1), ((1, 1), (0, 0))),
     Case("more padding than input", (1, 8, 2, 3), (8, 8, 3, 3), padding=((3, 4), (5, 2))),
     Case("many images of few pixels", (70, 8, 2, 2), (8, 8, 2, 2)),
     # Wide tiles; the weight gradient in parts.

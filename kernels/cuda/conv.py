@@ -78,7 +78,7 @@ def conv(
         "target_first": 0,
         "target": pitches(out),
     }
-    problem = _problem(FORWARD, x, groups, filters // groups, channels, taps, pixels, [only])
+    problem = _problem(FORWARD, x, weight, groups, filters // groups, channels, taps, pixels, [only])
     return _run(problem, x, weight, shape, [only], bias, residual, activation)
 
 
@@ -132,13 +132,14 @@ def conv_input_grad(
             "target": [step * pitch for step, pitch in zip(steps, size_pitches, strict=True)],
         }
         passes.append(fields)
-    problem = _problem(INPUT_GRAD, dy, groups, channels, filters // groups, most_taps, most_pixels, passes)
+    problem = _problem(INPUT_GRAD, dy, weight, groups, channels, filters // groups, most_taps, most_pixels, passes)
     return _run(problem, dy, weight, input_shape, passes)
 
 
 def _problem(
     operation: str,
     source: Array,
+    weight: Array,
     groups: int,
     rows: int,
     channels: int,
@@ -157,7 +158,7 @@ def _problem(
         taps=math.prod(taps),
         pixels=pixels,
         places=math.prod(source.shape[2:]),
-        plane=_plane(passes),
+        plane=_plane(passes) if weight.size == rows * channels else 0,
         bulk=conv_wgmma.possible(passes),
     )
 
@@ -189,10 +190,11 @@ def _run(
 
 
 def _plane(passes: Sequence[dict[str, Any]]) -> int:
-    """Pixels of an image where a pass is a product of filters and images as they lie, else 0."""
+    """Pixels of an image where a pass by one tap is a product of filters and images as they lie, else 0."""
     only, ones = passes[0] if len(passes) == 1 else {}, [1, 1, 1]
     as_it_lies = (
         only.get("groups") == 1
+        and only["channels"] > 0  # none where no tap meets a position
         and list(only["taps"]) == list(only["step"]) == ones
         and list(only["out"]) == list(only["source"])
         and not any(only["first"])
