@@ -11,7 +11,6 @@ import pytest
 
 from adjoint.kernels import __main__ as command
 from adjoint.kernels.cuda import compile as cuda_compile
-from adjoint.kernels.cuda import launch
 from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel, compile_for
 from adjoint.kernels.cuda.variants import all_variants
 
@@ -86,7 +85,7 @@ def test_what_compiled_before_is_read_from_the_cache_and_a_failure_never_is(tmp_
     other.parent.mkdir()
     other.write_text(source.read_text() + "// changed")
     assert cuda_compile._kept(Kernel("whole.cu", "good", other.parent), "sm_80") is None
-    monkeypatch.setattr(launch, "OPTIONS", ("--std=c++20",))
+    monkeypatch.setattr(cuda_compile, "OPTIONS", ("--std=c++20",))
     assert cuda_compile._kept(good, "sm_80") is None
 
 

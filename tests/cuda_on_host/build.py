@@ -35,7 +35,7 @@ class Build:
 
 COMMON = ("-std=c++17", "-fPIC", "-fno-threadsafe-statics", "-w", "-U_FORTIFY_SOURCE", f"-I{HERE}")
 PLAIN = Build(("-O2",))
-SANITIZE = Build(("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
+SANITIZE = Build(("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"))
 # Each access of a kernel stays one access: nothing is split, merged, or made a call of memset.
 TRACE = Build(
     tuple(
