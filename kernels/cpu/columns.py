@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..geometry import Pair
-from . import results
 from .conv_choice import Problem
 from .parallel import split
 
@@ -85,7 +84,7 @@ class Unfolding:
         """Memory in which to unfold one piece at a time: its padded input, zero, and its columns."""
         shape = (self.images, self.channels, self._input_rows(self.rows), self.padded_width)
         columns = self.images * self.groups * self.depth * self.rows * self.pitch
-        return results.zeros(shape, self.dtype), results.empty((columns,), self.dtype)
+        return np.zeros(shape, self.dtype), np.empty((columns,), self.dtype)
 
     def unfold(
         self, x: np.ndarray, piece: Piece, buffers: tuple[np.ndarray, np.ndarray], together: bool = False
@@ -112,7 +111,7 @@ class Unfolding:
         """Add columns (n, ..., positions) to where they came from: (n, channels, H, W)."""
         # A stride may leave the last rows of the input unseen.
         height = max(self._input_rows(self.size[0]), self.padding[0][0] + self.height)
-        padded = results.zeros((len(columns), channels, height, self.padded_width), self.dtype)
+        padded = np.zeros((len(columns), channels, height, self.padded_width), self.dtype)
         seen = self._seen(padded, self.size[0])
         columns = columns.reshape(seen.shape)
         for i in range(self.taps[0]):

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from ..geometry import Padding
-from . import conv_choice, parallel, results
+from . import conv_choice, parallel
 from .columns import Block, Piece, Unfolding
 from .conv_choice import Problem
 from .parallel import SMALL_PRODUCT
@@ -49,7 +49,7 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
     groups, outputs, inside = problem.groups, problem.outputs, problem.inside
     filters = weight.astype(problem.computed, copy=False).reshape(groups, outputs, inside, *problem.taps)
     unfolding, small = _unfolding(problem, may_pitch=bool(np.isfinite(filters).all()))
-    dx = results.empty((len(dy), groups, inside, *problem.x_shape[2:]), dy.dtype)
+    dx = np.empty((len(dy), groups, inside, *problem.x_shape[2:]), dy.dtype)
     transposed = filters.transpose(0, 2, 3, 4, 1)
     rows = slice(0, dy.shape[2])
 
@@ -58,7 +58,7 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
             target = dx[block]
             grads = _gradients(dy, unfolding, Piece(block.images, rows), outputs, block.groups)
             factors = transposed[block.groups, block.channels].reshape(target.shape[1], -1, outputs)
-            columns = results.empty((*target.shape[:2], factors.shape[1], grads.shape[3]), filters.dtype)
+            columns = np.empty((*target.shape[:2], factors.shape[1], grads.shape[3]), filters.dtype)
             at_once = SMALL_PRODUCT // max(1, factors[0].size) if small else grads.shape[3]
             for part in parallel.split(grads.shape[3], max(1, at_once)):
                 np.matmul(factors, grads[..., part], out=columns[..., part])
@@ -95,7 +95,7 @@ def _forward(problem: Problem, x: np.ndarray, filters: np.ndarray, bias: np.ndar
     groups, outputs, _ = filters.shape
     n, _, p, q = problem.y_shape
     unfolding, small = _unfolding(problem)
-    y = results.empty((n, groups, outputs, p, q), x.dtype)
+    y = np.empty((n, groups, outputs, p, q), x.dtype)
     straight = y.dtype == filters.dtype and unfolding.pitch == q
 
     def work(pieces: Iterator[Piece]) -> None:
@@ -156,7 +156,7 @@ def _gradients(
     shape = (*source.shape[:3], piece.size[1] * unfolding.pitch)
     if unfolding.pitch == dy.shape[3]:
         return source.astype(unfolding.dtype, copy=False).reshape(shape)
-    grads = results.zeros(shape, unfolding.dtype)
+    grads = np.zeros(shape, unfolding.dtype)
     np.copyto(unfolding.meaningful(grads), source, casting="unsafe")
     return grads
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from . import results
 from .conv_choice import Problem
 
 OfImages = Callable[..., np.ndarray]
@@ -20,7 +19,7 @@ def forward(
 ) -> np.ndarray:
     n, k, depth, p, q = problem.y_shape
     seen, weight = _by_depth(x, problem.computed), weight.astype(problem.computed, copy=False)
-    sums = results.zeros((n, depth, k, p, q), problem.computed)
+    sums = np.zeros((n, depth, k, p, q), problem.computed)
     if bias is not None:
         sums += bias[:, None, None]
     for tap, out, depths in _taps(problem):
@@ -32,7 +31,7 @@ def forward(
 def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray, of_images: OfImages) -> np.ndarray:
     n, c, depth, height, width = problem.x_shape
     grads, weight = _by_depth(dy, problem.computed), weight.astype(problem.computed, copy=False)
-    sums = results.zeros((n, depth, c, height, width), problem.computed)
+    sums = np.zeros((n, depth, c, height, width), problem.computed)
     for tap, out, depths in _taps(problem):
         given, target = _flat(grads[:, out]), sums[:, depths]
         target += of_images(_of_images(problem, len(given)), given, weight[:, :, tap]).reshape(target.shape)
@@ -65,7 +64,7 @@ def _of_images(problem: Problem, count: int) -> Problem:
 
 def _by_depth(volumes: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Volumes (N, C, D, H, W) as images (N, D, C, H, W)."""
-    return results.copy(volumes.swapaxes(1, 2), dtype)
+    return volumes.swapaxes(1, 2).astype(dtype, order="C")
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -75,7 +74,7 @@ def _flat(images: np.ndarray) -> np.ndarray:
 
 def _by_channel(images: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Images (N, D, C, H, W) as volumes (N, C, D, H, W)."""
-    return results.copy(images.swapaxes(1, 2), dtype)
+    return images.swapaxes(1, 2).astype(dtype, order="C")
 
 
 def _taps(problem: Problem) -> Iterator[tuple[int, slice, slice]]:

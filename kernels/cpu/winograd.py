@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..geometry import Pads, Pair, Sizes
-from . import conv_choice, parallel, results
+from . import conv_choice, parallel
 from .conv_choice import Problem
 from .images import reach
 from .parallel import SMALL_PRODUCT
@@ -127,7 +127,7 @@ def _by_blocks(
     groups = filters.shape[1]
     across = -(-shape[3] // _TILE)
     before = (padding[0][0], padding[1][0])
-    y = results.empty(shape, x.dtype)
+    y = np.empty(shape, x.dtype)
     finite = True
 
     def work(blocks: Iterator[_Block]) -> None:
@@ -186,7 +186,7 @@ def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray |
 def _shrunk(sums: np.ndarray) -> np.ndarray:
     """Gᵀ dU G for each filter and channel of dU, the sum over sums (count, 36, ...), in float32 (..., 9)."""
     places = sums.reshape(len(sums), _PLACES, -1)
-    taps = results.empty((places.shape[2], _TAPS * _TAPS), _A.dtype)
+    taps = np.empty((places.shape[2], _TAPS * _TAPS), _A.dtype)
 
     def shrink(parts: Iterator[slice]) -> None:
         for part in parts:
