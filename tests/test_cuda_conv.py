@@ -13,7 +13,7 @@ from adjoint import kernels
 from adjoint.kernels import cpu, cuda, geometry
 from adjoint.kernels.cuda import conv_choice, launch
 from adjoint.kernels.cuda.conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Direct, Problem, Tile, choose
-from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -34,7 +34,7 @@ class Case:
     x: tuple[int, ...]
     weight: tuple[int, ...]
     stride: tuple[int, int] = (1, 1)
-    padding: geometry.Padding = ((0, 0), (0, 0))
+    padding: geometry.Pads = ((0, 0), (0, 0))
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     dtypes: tuple[str, ...] = ("float32",)
@@ -241,7 +241,7 @@ def test_through_the_interface(cuda_device, monkeypatch):
 @pytest.mark.parametrize("which", [0, 1])
 def test_without_one_of_its_barriers_the_tiled_kernel_is_wrong_here(which, tmp_path, monkeypatch):
     """The host run would show a missing barrier."""
-    pieces = (SOURCE_FOLDER / "conv_gemm.cu").read_text().split("__syncthreads();")
+    pieces = Kernel("conv_gemm.cu", "").text().split("__syncthreads();")
     text = "__syncthreads();".join(pieces[: which + 1]) + "__syncthreads();".join(pieces[which + 1 :])
     (tmp_path / "conv_gemm.cu").write_text(text)
     monkeypatch.setattr(conv_choice, "Kernel", lambda source, name, **least: Kernel(source, name, tmp_path, **least))

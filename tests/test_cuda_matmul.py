@@ -10,7 +10,7 @@ import pytest
 
 from adjoint.kernels import cuda, precision
 from adjoint.kernels.cuda import gemm, launch
-from adjoint.kernels.cuda.kernel import SOURCE_FOLDER, Kernel
+from adjoint.kernels.cuda.kernel import Kernel
 from cuda_on_host import (
     HostLauncher,
     device_fixture,
@@ -263,7 +263,7 @@ def test_results_repeat_bit_for_bit(cuda_device, dtype):
 )
 def test_without_a_wait_or_a_barrier_results_are_wrong_here(source, gone, tmp_path, monkeypatch):
     """The host run would show that one is missing."""
-    text = (SOURCE_FOLDER / source).read_text()
+    text = Kernel(source, "").text()
     assert gone in text
     (tmp_path / source).write_text(text.replace(gone, "", 1))
     monkeypatch.setattr(gemm, "Kernel", lambda source, name, **more: Kernel(source, name, tmp_path, **more))

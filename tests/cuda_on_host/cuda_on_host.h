@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "fibres.h"
+#include "meetings.h"
 
 #ifdef CUDA_ON_HOST_TRACE
 // As nvcc does it: a function of the device is part of each kernel, so that each call of it has instructions of its own.

@@ -10,7 +10,7 @@
 #include <string>
 #include <type_traits>
 
-#include "fibres.h"
+#include "meetings.h"
 
 #define CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
     const T* const of_group = filter + g.filter_first + group * g.filter_group + (first_row + left_row) * g.filter_row;
     T left[kLeft], right[kRight];
 
-    const auto load = [&] {
+    const auto load = [&](int32) {
         const T* const f = of_group + left_at.channel * g.filter_channel + left_at.t * g.filter_d +
                            left_at.r * g.filter_h + left_at.s * g.filter_w;
 #pragma unroll
@@ -79,18 +79,7 @@ __global__ void __launch_bounds__(kThreads)
     };
 
     P product;
-    product.clear();
-    load();
-    store(0);
-    __syncthreads();
-    int half = 0;
-    for (int32 k = 0; k < reduction; k += kDepth, half ^= 1) {
-        const bool more = k + kDepth < reduction;
-        if (more) load();
-        product.add(tiles, half);
-        if (more) store(half ^ 1);
-        __syncthreads();
-    }
+    product.run(tiles, 0, reduction, load, store);
 
 #pragma unroll
     for (int i = 0; i < RowsEach; ++i) {

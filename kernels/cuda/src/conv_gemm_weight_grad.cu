@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads)
     Position at = Position::of(pixel, g);
     T left[kLeft], right[kRight];
 
-    const auto load = [&] {
+    const auto load = [&](int64) {
         const int64 image = int64(at.image) * g.groups + group;
         const T* const of_rows =
             dy + (image * g.rows + first_row + line) * plane + (at.d * g.out_h + at.h) * g.out_w + at.w;
@@ -67,18 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     };
 
     P product;
-    product.clear();
-    load();
-    store(0);
-    __syncthreads();
-    int half = 0;
-    for (int64 k = begin; k < end; k += kDepth, half ^= 1) {
-        const bool more = k + kDepth < end;
-        if (more) load();
-        product.add(tiles, half);
-        if (more) store(half ^ 1);
-        __syncthreads();
-    }
+    product.run(tiles, begin, end, load, store);
 
 #pragma unroll
     for (int i = 0; i < RowsEach; ++i) {

@@ -49,26 +49,15 @@ __global__ void __launch_bounds__(kThreads, Rows * Columns > 8192 ? 1 : 2)
     Part<T, Columns> right(b + g.b_first + at.batch * g.b_batch, g.b_pitch, g.b_transposed, at.column, g.columns, at.begin);
 
     P product;
-    product.clear();
-    left.load(at.begin, at.end);
-    right.load(at.begin, at.end);
-    left.store(tiles.left[0]);
-    right.store(tiles.right[0]);
-    __syncthreads();
-    int half = 0;
-    for (int32 k = at.begin; k < at.end; k += kDepth, half ^= 1) {
-        const bool more = k + kDepth < at.end;
-        if (more) {
-            left.load(k + kDepth, at.end);
-            right.load(k + kDepth, at.end);
-        }
-        product.add(tiles, half);
-        if (more) {
-            left.store(tiles.left[half ^ 1]);
-            right.store(tiles.right[half ^ 1]);
-        }
-        __syncthreads();
-    }
+    const auto load = [&](int32 k) {
+        left.load(k, at.end);
+        right.load(k, at.end);
+    };
+    const auto store = [&](int half) {
+        left.store(tiles.left[half]);
+        right.store(tiles.right[half]);
+    };
+    product.run(tiles, at.begin, at.end, load, store);
 
     const int64 size = int64(g.rows) * g.columns;
     T* const target = out + g.out_first + at.batch * g.out_batch;

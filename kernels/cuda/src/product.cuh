@@ -23,17 +23,36 @@ template <class T, int Rows_, int Columns_, int RowsEach_, int ColumnsEach_> str
 
     A sum[RowsEach][ColumnsEach];
 
-    __device__ void clear() {
-#pragma unroll
-        for (int i = 0; i < RowsEach; ++i)
-#pragma unroll
-            for (int j = 0; j < ColumnsEach; ++j) sum[i][j] = 0;
+    // All steps of a reduction from `begin` to `end`: `load(k)` brings this thread's part of the tiles from k on into
+    // registers, `store(half)` takes it to shared memory.
+    template <class K, class Load, class Store>
+    __device__ void run(const Tiles& tiles, K begin, K end, const Load& load, const Store& store) {
+        clear();
+        load(begin);
+        store(0);
+        __syncthreads();
+        int half = 0;
+        for (K k = begin; k < end; k += kDepth, half ^= 1) {
+            const bool more = k + kDepth < end;
+            if (more) load(k + kDepth);
+            add(tiles, half);
+            if (more) store(half ^ 1);
+            __syncthreads();
+        }
     }
 
     // Where this thread's sums lie in the tile: runs of Width, as far apart as all threads' runs together are long.
     __device__ static int row(int i) { return i / Width * (Width * Down) + threadIdx.x / Across * Width + i % Width; }
     __device__ static int column(int j) {
         return j / Width * (Width * Across) + threadIdx.x % Across * Width + j % Width;
+    }
+
+private:
+    __device__ void clear() {
+#pragma unroll
+        for (int i = 0; i < RowsEach; ++i)
+#pragma unroll
+            for (int j = 0; j < ColumnsEach; ++j) sum[i][j] = 0;
     }
 
     __device__ void add(const Tiles& tiles, int half) {
@@ -51,7 +70,6 @@ template <class T, int Rows_, int Columns_, int RowsEach_, int ColumnsEach_> str
         }
     }
 
-private:
     __device__ static void read(const A* from, A* to) {
         const auto pack = *reinterpret_cast<const Pack<A, Width>*>(from);
 #pragma unroll
