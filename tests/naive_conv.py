@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Case:
+    """The shapes and settings of a convolution."""
+
+    name: str
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.groups
 
 
 def under(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import ml_dtypes  # noqa: F401 (gives NumPy the name bfloat16)
 import numpy as np
 import pytest
-from naive_conv import naive
+from naive_conv import Case, naive
 
 from adjoint import kernels
 from adjoint.kernels import cuda
@@ -39,21 +39,6 @@ OTHERS = [
     if isinstance(row.variant, (Tile, Direct))
 ]
 SAME = ((1, 1), (1, 1))
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    x: tuple[int, ...]
-    weight: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    dilation: tuple[int, ...]
-    groups: int = 1
-
-    @property
-    def settings(self):
-        return self.stride, self.padding, self.dilation, self.groups
 
 
 CASES = [
