@@ -41,7 +41,7 @@ def backward(
     with set_grad_enabled(create_graph):
         for node, gradient in arrived.items():
             if isinstance(node, AccumulateGrad):
-                node.accumulate(gradient)
+                node.accumulate([gradient])
 
 
 def grad(

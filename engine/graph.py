@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import operator
+import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -33,24 +34,43 @@ class AccumulateGrad(Operation):
         self.order = next(_leaf_order)  # after all recorded nodes: its gradients have been summed by then
         self.saved_entries = self.hooks = self.outputs = None
 
-    def accumulate(self, grad: Tensor) -> None:
-        """Add `grad` to the leaf's; the first is copied, since its array may serve other tensors too."""
+    def accumulate(self, grads: list[Tensor]) -> None:
+        """Add the one gradient in `grads`, which leaves the list, to that of the leaf."""
         tensor = self.leaf()
         if tensor is None:
             return
         known = tensor.grad
         if mode.grad:  # create_graph: the sum must stay differentiable
-            tensor.grad = grad.clone() if known is None else known + grad
+            grad = grads.pop()
+            tensor._set_grad(grad.clone() if known is None else known + grad)
         elif known is None:
-            tensor.grad = wrap(grad._data.copy())
+            tensor._set_grad(wrap(_own_array(grads)))
         else:
-            known._data += grad._data
+            known._data += grads.pop()._data
             known._versions[0] += 1
             if mode.recorder is not None:
                 mode.recorder.in_place(known)
         if self.hooks is not None:
             for hook in self.hooks.of("accumulated"):
                 hook(tensor)
+
+
+def _own_array(grads: list[Tensor]) -> Any:
+    """The array of the one tensor in `grads`, which leaves the list; a copy if anyone else can see its memory."""
+    array = grads.pop()._data
+    owner = array if array.base is None else array.base
+    seen = sys.getrefcount(array) > _LOCAL + (owner is array) or sys.getrefcount(owner) > _LOCAL + 1
+    if seen or type(owner) is not type(array) or owner.base is not None or owner.nbytes != array.nbytes:
+        return array.copy()
+    return array if array.flags.c_contiguous else array.copy()
+
+
+def _references_of_a_local() -> int:
+    value = object()
+    return sys.getrefcount(value)
+
+
+_LOCAL = _references_of_a_local()  # 2, or 1 where the interpreter lends arguments
 
 
 def leaf_edge(tensor: Tensor) -> Edge:
@@ -94,42 +114,50 @@ def _walk(
 ) -> list[Tensor | None]:
     results: list[Tensor | None] = [None] * len(targets or ())
     route = None if targets is None else _Route([edge.node for edge, _ in roots], targets)
-    nodes: dict[int, Operation] = {}
-    gradients: dict[int, list[Tensor | None]] = {}
-    heap: list[int] = []
-    arriving: list[tuple[Edge, Tensor]] = list(roots)
-    while True:
-        for edge, grad in arriving:
-            node, index, _, _ = edge
-            order = node.order
-            waiting = gradients.get(order)
-            if waiting is None:
-                waiting = gradients[order] = [None] if node.outputs is None else [None] * len(node.outputs)
-                nodes[order] = node
-                heapq.heappush(heap, order)
-            known = waiting[index]
-            waiting[index] = grad if known is None else _sum(known, grad)
-        if not heap:
-            return results
-        order = heapq.heappop(heap)
-        node, grads = nodes.pop(order), gradients.pop(order)
+    reached = _Reached()
+    reached.add(roots)
+    while reached.heap:
+        node, grads = reached.pop()
         if node.hooks is not None:
             grads = _run_hooks_before(node, grads)
         if route is not None:
             for index, position in route.wanted.get(node, ()):
                 results[position] = grads[index]
             if node not in route.through:
-                arriving = []
                 continue
         elif type(node) is AccumulateGrad:
-            node.accumulate(grads[0])  # type: ignore[arg-type]
-            arriving = []
+            node.accumulate(grads)  # type: ignore[arg-type]
             continue
         if node.consumes:
             node.is_last_pass = not retain_graph
-        arriving = _step(node, grads, route)
+        reached.add(_step(node, grads, route))
         if not retain_graph:
             node.release()
+    return results
+
+
+class _Reached:
+    """The nodes that gradients have reached, the latest node first, and the sums at each of its outputs."""
+
+    def __init__(self) -> None:
+        self.heap: list[int] = []
+        self.nodes: dict[int, Operation] = {}
+        self.gradients: dict[int, list[Tensor | None]] = {}
+
+    def add(self, arriving: Sequence[tuple[Edge, Tensor]]) -> None:
+        for (node, index, _, _), grad in arriving:
+            order = node.order
+            waiting = self.gradients.get(order)
+            if waiting is None:
+                waiting = self.gradients[order] = [None] if node.outputs is None else [None] * len(node.outputs)
+                self.nodes[order] = node
+                heapq.heappush(self.heap, order)
+            known = waiting[index]
+            waiting[index] = grad if known is None else _sum(known, grad)
+
+    def pop(self) -> tuple[Operation, list[Tensor | None]]:
+        order = heapq.heappop(self.heap)
+        return self.nodes.pop(order), self.gradients.pop(order)
 
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:

@@ -116,6 +116,62 @@ def test_grad_does_not_share_memory_with_what_the_user_gave() -> None:
     same(kept, [2.0, 2.0])  # as in PyTorch: an assigned gradient is the accumulator
 
 
+def gradient_of_a_leaf_given(array: np.ndarray) -> np.ndarray:
+    """`grad` of a leaf where a gradient with this array arrives; the caller's name for it is gone by then."""
+    x, given = tensor(np.ones((3, 4))), [array]
+    del array
+    x.register_hook(lambda _: Tensor(given.pop()))
+    x.sum().backward()
+    assert x.grad is not None
+    return x.grad.data
+
+
+def test_a_leaf_takes_the_first_gradient_if_its_memory_is_nobody_elses() -> None:
+    addresses = []
+
+    def fresh(*shape: int) -> np.ndarray:
+        array = np.full(shape, 7.0)
+        addresses.append(array.ctypes.data)
+        return array
+
+    for number, found in enumerate(
+        [gradient_of_a_leaf_given(fresh(3, 4)), gradient_of_a_leaf_given(fresh(12).reshape(3, 4))]
+    ):
+        assert found.ctypes.data == addresses[number] and (found == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("base", "view"),
+    [
+        (np.full((3, 4), 7.0), lambda base: base),
+        (np.full(12, 7.0), lambda base: base.reshape(3, 4)),
+        (np.full((2, 3, 4), 7.0), lambda base: base[1]),
+        (bytearray(np.full(12, 7.0).tobytes()), lambda base: np.frombuffer(base).reshape(3, 4)),
+    ],
+)
+def test_a_leaf_copies_a_gradient_that_somebody_else_sees(base: Any, view: Callable[[Any], np.ndarray]) -> None:
+    found = gradient_of_a_leaf_given(view(base))
+    assert (found == 7).all() and not np.shares_memory(found, np.asarray(base))
+
+
+def test_a_leaf_copies_parts_and_transposed_gradients() -> None:
+    for given in (np.full((2, 3, 4), 7.0)[1], np.full((4, 3), 7.0).T):
+        found = gradient_of_a_leaf_given(given)
+        assert found.base is None and found.flags.c_contiguous and (found == 7).all()
+
+
+def test_leaves_that_get_one_gradient_have_memory_of_their_own() -> None:
+    x, y, seen = tensor([1.0, 2.0]), tensor([3.0, 4.0]), []
+    total = x + y
+    total.register_hook(seen.append)
+    (total * 2).sum().backward()
+    assert x.grad is not None and y.grad is not None
+    x.grad.data[...] = 7
+    y.grad.data[...] = 8
+    same(seen[0], [2, 2])
+    same(x.grad, [7, 7])
+
+
 def test_grad_can_only_be_set_to_what_fits() -> None:
     x = tensor([1.0, 2.0])
     with pytest.raises(RuntimeError, match=r"\(3,\)"):
