@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from adjoint import kernels
-from adjoint.kernels.cpu import conv_choice, parallel, winograd
+from adjoint.kernels.cpu import conv_choice, parallel, winograd_lines, winograd_tiles
 
 # (x shape, filters, padding, groups)
 CASES = [
@@ -13,7 +13,10 @@ CASES = [
     ((5, 64, 15, 16), 96, ((5, 0), (0, 4)), 2),
     ((1, 32, 6, 300), 32, ((1, 1), (1, 1)), 1),
     ((64, 192, 4, 4), 160, ((1, 1), (1, 1)), 1),
+    ((9, 64, 14, 14), 32, ((1, 1), (1, 1)), 1),
+    ((80, 32, 1, 2), 32, ((2, 3), (4, 2)), 1),
 ]
+MODULES = {"winograd lines": winograd_lines, "winograd tiles": winograd_tiles}
 
 
 def settings(padding, groups):
@@ -60,15 +63,19 @@ def error(got, wanted):
 
 
 def choose(monkeypatch, applies):
-    """Have Winograd's way where `applies` says so."""
-    table = [row._replace(applies=applies) if row.way == "winograd" else row for row in conv_choice.TABLE]
+    """Have Winograd's ways where `applies` says so."""
+    table = [row._replace(applies=applies) if row.way in MODULES else row for row in conv_choice.TABLE]
     monkeypatch.setattr(conv_choice, "TABLE", table)
 
 
-@pytest.fixture
-def answers(monkeypatch):
-    """What Winograd's way, used for small convolutions too, answered call by call: whether it had a result."""
+@pytest.fixture(params=MODULES)
+def answers(request, monkeypatch):
+    """What one of Winograd's ways, used for any size, answered call by call: whether it had a result."""
     monkeypatch.setattr(conv_choice, "LEAST_PRODUCT", 0)
+    monkeypatch.setattr(conv_choice, "MOST_LINE", 1000)
+    others = MODULES.keys() - {request.param}
+    monkeypatch.setattr(conv_choice, "TABLE", [row for row in conv_choice.TABLE if row.way not in others])
+    module = MODULES[request.param]
     given = []
 
     def watched(real):
@@ -80,7 +87,7 @@ def answers(monkeypatch):
         return call
 
     for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(winograd, name, watched(getattr(winograd, name)))
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
     return given
 
 
@@ -88,12 +95,13 @@ def answers(monkeypatch):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_naive_loops(case, block_bytes, monkeypatch, answers):
     *_, padding, groups = case
-    monkeypatch.setattr(winograd, "_LEAST_TILES", min(winograd._LEAST_TILES, block_bytes))
+    monkeypatch.setattr(winograd_tiles, "_LEAST_TILES", min(winograd_tiles._LEAST_TILES, block_bytes))
     given = operands(*case)
     wanted = exact(*given, padding, groups)
     copies = [array.copy() for array in given]
     choose(monkeypatch, lambda problem: True)
     monkeypatch.setattr(conv_choice, "TILE_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(conv_choice, "LINES_BLOCK_BYTES", block_bytes)
     for got, want in zip(run(*given, padding, groups), wanted, strict=True):
         assert got.dtype == np.float32 and got.flags.c_contiguous and got.shape == want.shape
         assert error(got, want) < 1.5e-6
@@ -101,6 +109,16 @@ def test_matches_naive_loops(case, block_bytes, monkeypatch, answers):
     assert answers == [True, True, True]
     for array, copy in zip(given, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+def test_images_without_rows(answers):
+    case = (20, 32, 0, 8), 40, ((5, 5), (1, 1)), 1
+    x, weight, dy, bias = operands(*case)
+    y, dx, dw = run(x, weight, dy, bias, *case[2:])
+    np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None, None], dy.shape))
+    assert dx.shape == x.shape
+    np.testing.assert_array_equal(dw, np.zeros_like(weight))
+    assert answers == [True, True]
 
 
 def test_matches_pytorch(answers):

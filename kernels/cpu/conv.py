@@ -9,14 +9,15 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Pads, Sizes
-from . import boxes, conv_choice, depthwise, images, interleaved, volumes, winograd
+from . import boxes, conv_choice, depthwise, images, interleaved, volumes, winograd_lines, winograd_tiles
 from .conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Problem
 from .epilogue import finish
 
 # What computes y, dx and dw; None where what is not finite is in its way.
 _MODULES: dict[str, Any] = {
     "depthwise": depthwise,
-    "winograd": winograd,
+    "winograd lines": winograd_lines,
+    "winograd tiles": winograd_tiles,
     "interleaved": interleaved,
     "flipped": images,
     "columns": images,

@@ -27,12 +27,15 @@ MOST_PHASES = 16
 
 # Winograd. With fewer channels or filters a group, the transforms cost more than the products save; in a smaller
 # convolution (tiles times filters times channels) the steps are too many for their size. The filters' transforms are
-# four times the filters. A block of tiles has 36 numbers for each channel and tile.
+# four times the filters. A block of tiles has 36 numbers for each channel and tile. Lines as a whole are multiplied by
+# 9 numbers for each element of the image and tile of the line.
 LEAST_CHANNELS = 32
 LEAST_TILES = 64
 LEAST_PRODUCT = 1 << 18
 MOST_WEIGHTS = 1 << 16
 TILE_BLOCK_BYTES = 5 << 18
+LINES_BLOCK_BYTES = 5 << 20
+MOST_LINE = 32
 
 # Interleaved. To interleave takes time for each element of the output and saves it for each row of an image's columns.
 # A product has at least so many columns before it is too large for one thread.
@@ -138,6 +141,10 @@ def _saves_products(p: Problem) -> bool:
     return tiles >= LEAST_TILES and tiles * k * c >= LEAST_PRODUCT and whole and narrow
 
 
+def _saves_products_by_lines(p: Problem) -> bool:
+    return max(p.made[2:]) <= MOST_LINE and _saves_products(p)
+
+
 def _has_small_images(p: Problem) -> bool:
     elements = prod(p.y_shape[1:])
     few = elements <= MOST_OUTPUTS * (16 + p.groups * p.depth)
@@ -161,7 +168,8 @@ def _always(p: Problem) -> bool:
 TABLE = (
     Row("depthwise", _is_depthwise),
     Row("volumes", _has_volumes),
-    Row("winograd", _saves_products),
+    Row("winograd lines", _saves_products_by_lines),
+    Row("winograd tiles", _saves_products),
     Row("interleaved", _has_small_images),
     Row("flipped", _is_cheaper_unfolded),
     Row("columns", _always),
