@@ -83,10 +83,12 @@ def operands(x_shape, weight_shape, dtype=np.float64, seed=0):
 def check(x, weight, dy, arguments, rtol=1e-10, atol=1e-10):
     y, dy, dx, dw = naive(x, weight, dy, *arguments)
     copies = [a.copy() for a in (x, weight, dy)]
-    # Never interleaved, and wherever that is possible.
-    for most in (0, 1 << 30):
+    joined = {"MOST_POSITIONS": 1 << 30, "MOST_PLAIN": 1 << 30, "LEAST_RUN": 0}
+    # Neither joined nor interleaved, and each wherever that is possible.
+    for limits in ({"MOST_OUTPUTS": 0}, {"MOST_OUTPUTS": 1 << 30}, joined):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(conv_choice, "MOST_OUTPUTS", most)
+            for name, limit in ({"MOST_POSITIONS": 0, "MOST_PLAIN": 0} | limits).items():
+                patch.setattr(conv_choice, name, limit)
             results = (
                 kernels.conv(x, weight, None, *arguments),
                 kernels.conv_input_grad(dy, weight, x.shape, *arguments),
@@ -176,6 +178,7 @@ def problem(x_shape, weight_shape, *settings, operation="forward", dtype=np.floa
 
 
 def two_images_a_block(case, monkeypatch):
+    monkeypatch.setattr(conv_choice, "MOST_POSITIONS", 0)
     monkeypatch.setattr(conv_choice, "IMAGE_BLOCK_BYTES", 2 * problem(*case).image_bytes)
 
 
@@ -283,7 +286,8 @@ def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
     if case in INTERLEAVED:
         two_images_a_block(case, monkeypatch)
     else:
-        monkeypatch.setattr(conv_choice, "MOST_OUTPUTS", 0)
+        for name in ("MOST_OUTPUTS", "MOST_POSITIONS"):
+            monkeypatch.setattr(conv_choice, name, 0)
     x_shape, weight_shape, *arguments = case
     x, weight, make = operands((9, *x_shape[1:]), weight_shape, np.float32)
     dy = make(kernels.conv(x, weight, None, *arguments).shape)

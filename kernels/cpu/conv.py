@@ -9,15 +9,17 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Pads, Sizes
-from . import boxes, conv_choice, depthwise, images, interleaved, volumes, winograd_lines, winograd_tiles
+from . import boxes, conv_choice, depthwise, images, interleaved, joined, volumes, winograd_lines, winograd_tiles
 from .conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Problem
 from .epilogue import finish
+from .unseen import leaves_gaps, without_gaps, without_taps
 
 # What computes y, dx and dw; None where what is not finite is in its way.
 _MODULES: dict[str, Any] = {
     "depthwise": depthwise,
     "winograd lines": winograd_lines,
     "winograd tiles": winograd_tiles,
+    "joined": joined,
     "interleaved": interleaved,
     "flipped": images,
     "columns": images,
@@ -37,7 +39,8 @@ def conv(
 ) -> np.ndarray:
     shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
     problem = Problem(FORWARD, x.shape, weight.shape, shape, stride, padding, dilation, groups, x.dtype)
-    return finish(_forward(*_without_gaps(problem, x), weight, bias), activation, residual)
+    problem, taps = without_taps(problem)
+    return finish(_forward(*without_gaps(problem, x), weight[:, :, *taps], bias), activation, residual)
 
 
 def conv_input_grad(
@@ -50,10 +53,12 @@ def conv_input_grad(
     groups: int,
 ) -> np.ndarray:
     problem = Problem(INPUT_GRAD, input_shape, weight.shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
-    if not _leaves_gaps(problem):
+    problem, taps = without_taps(problem)
+    weight = weight[:, :, *taps]
+    if not leaves_gaps(problem):
         return _input_grad(problem, dy, weight)
     dx = np.zeros(input_shape, dy.dtype)
-    problem, seen = _without_gaps(problem, dx)
+    problem, seen = without_gaps(problem, dx)
     np.copyto(seen, _input_grad(problem, dy, weight))
     return dx
 
@@ -68,23 +73,14 @@ def conv_weight_grad(
     groups: int,
 ) -> np.ndarray:
     problem = Problem(WEIGHT_GRAD, x.shape, weight_shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
-    problem, x = _without_gaps(problem, x)
-    return _weight_grad(problem, dy, x)
-
-
-def _leaves_gaps(problem: Problem) -> bool:
-    """Whether there is one tap, which no padding meets and a stride lets see some of the elements only."""
-    return max(problem.stride) > 1 and set(problem.taps) == {1} and not any(map(any, problem.padding))
-
-
-def _without_gaps(problem: Problem, x: np.ndarray) -> tuple[Problem, np.ndarray]:
-    """The same with stride 1 over the elements that are seen, where one tap leaves others out."""
-    if not _leaves_gaps(problem):
-        return problem, x
-    axes = zip(problem.y_shape[2:], problem.stride, strict=True)
-    seen = tuple(slice(0, (count - 1) * step + 1, step) for count, step in axes)
-    x = x[:, :, *seen]
-    return problem.of(x_shape=x.shape, stride=(1,) * len(problem.stride)), x
+    problem, taps = without_taps(problem)
+    problem, x = without_gaps(problem, x)
+    seen = _weight_grad(problem, dy, x)
+    if seen.shape == weight_shape:
+        return seen
+    dw = np.zeros(weight_shape, dy.dtype)
+    dw[:, :, *taps] = seen
+    return dw
 
 
 def _forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

@@ -43,6 +43,15 @@ MOST_OUTPUTS = 192
 LEAST_COLUMNS = 64
 IMAGE_BLOCK_BYTES = 5 << 19
 
+# Joined. Larger images have lines that are long enough without it. Where a stride takes a line apart, runs are as long
+# as there are images. One tap needs no columns, and to join images of more positions costs more than it saves. A block
+# has so many bytes of columns, and so many are added to a weight gradient at once.
+MOST_POSITIONS = 256
+LEAST_RUN = 8
+MOST_PLAIN = 4
+JOINED_BLOCK_BYTES = 4 << 20
+JOINED_SUM_BYTES = 2 << 20
+
 # Columns of a piece: of small products for one of our threads each, of large ones for the threads of BLAS.
 SMALL_PIECE_BYTES = 1 << 20
 LARGE_PIECE_BYTES = 4 << 20
@@ -105,13 +114,21 @@ class Problem:
         rows = self.groups * (self.depth + self.outputs * self.taps[1]) // 2
         return self.computed.itemsize * rows * self.y_shape[2] * max(self.y_shape[3], self.x_shape[3])
 
+    @property
+    def columns_bytes(self) -> int:
+        """The columns of an image; its padded input or its outputs if they are more."""
+        padded = (size + sum(around) for size, around in zip(self.x_shape[2:], self.padding, strict=True))
+        positions = prod(self.y_shape[2:])
+        rows = max(self.groups * self.depth, self.weight_shape[0])
+        return self.computed.itemsize * max(rows * positions, self.x_shape[1] * prod(padded))
+
     def of(self, **changes: object) -> Problem:
         """The same with some changes."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
 class Row(NamedTuple):
-    """A way, and when it is chosen. `depthwise`, `volumes`, `winograd`, `interleaved` and `images` are modules."""
+    """A way, and when it is chosen. Those that are not modules are in `images`."""
 
     way: str
     applies: Callable[[Problem], bool]
@@ -145,6 +162,12 @@ def _saves_products_by_lines(p: Problem) -> bool:
     return max(p.made[2:]) <= MOST_LINE and _saves_products(p)
 
 
+def _fits_one_product(p: Problem) -> bool:
+    run = p.x_shape[0] * (p.y_shape[3] if p.stride[1] == 1 else 1)
+    few = prod(p.y_shape[2:]) <= (MOST_POSITIONS if p.depth > p.inside else MOST_PLAIN)
+    return few and run >= LEAST_RUN and min(p.x_shape) > 0 and p.columns_bytes <= JOINED_BLOCK_BYTES
+
+
 def _has_small_images(p: Problem) -> bool:
     elements = prod(p.y_shape[1:])
     few = elements <= MOST_OUTPUTS * (16 + p.groups * p.depth)
@@ -170,6 +193,7 @@ TABLE = (
     Row("volumes", _has_volumes),
     Row("winograd lines", _saves_products_by_lines),
     Row("winograd tiles", _saves_products),
+    Row("joined", _fits_one_product),
     Row("interleaved", _has_small_images),
     Row("flipped", _is_cheaper_unfolded),
     Row("columns", _always),

@@ -1,0 +1,155 @@
+"""Convolution of small images, many of them in one matrix product that the threads of BLAS share.
+
+The images of a block are laid out with the batch last, channels by height by width by images: what a tap sees from a
+row of the output is one run of memory, as long as the row times the images. The columns are (groups, depth, P * Q *
+images), a row for each channel of a group and each tap. All but the products runs on the calling thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+
+from . import conv_choice, parallel
+from .conv_choice import Problem
+from .scratch import Scratch, scratch
+
+# Images copied at once from one layout to the other: the first cache has room for one line each of not many more.
+_COPIED = 8
+
+
+def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    y = np.empty(problem.y_shape, x.dtype)
+    filters = _filters(problem, weight)
+    if bias is not None:
+        bias = bias.astype(problem.computed, copy=False)[:, None, None]
+
+    def work(blocks: Iterator[slice]) -> None:
+        with scratch() as memory:
+            for block in blocks:
+                memory.clear()
+                columns = _columns(problem, x[block], memory)
+                outputs = memory.empty((*filters.shape[:2], columns.shape[2]), columns.dtype)
+                np.matmul(filters, columns, out=outputs)
+                images = outputs.reshape(*y.shape[1:], -1).transpose(3, 0, 1, 2)
+                if bias is None:
+                    np.copyto(y[block], images, casting="unsafe")
+                else:
+                    np.add(images, bias, out=y[block], casting="unsafe")
+
+    parallel.share(work, _blocks(problem), 1)
+    return y
+
+
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    dx = np.empty(problem.x_shape, dy.dtype)
+    filters = _filters(problem, weight).swapaxes(1, 2)
+
+    def work(blocks: Iterator[slice]) -> None:
+        with scratch() as memory:
+            for block in blocks:
+                memory.clear()
+                grads = _grads(problem, dy[block], memory)
+                columns = memory.empty((*filters.shape[:2], grads.shape[2]), grads.dtype)
+                np.matmul(filters, grads, out=columns)
+                np.copyto(dx[block], _folded(problem, columns, memory).transpose(3, 0, 1, 2), casting="unsafe")
+
+    parallel.share(work, _blocks(problem), 1)
+    return dx
+
+
+def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+    blocks = _blocks(problem)
+    dw = (np.empty if blocks else np.zeros)((problem.groups, problem.outputs, problem.depth), problem.computed)
+
+    def work(blocks: Iterator[slice]) -> None:
+        with scratch() as memory:
+            for block in blocks:
+                memory.clear()
+                grads = _grads(problem, dy[block], memory)
+                columns = _columns(problem, x[block], memory).swapaxes(1, 2)
+                if block.start == 0:
+                    np.matmul(grads, columns, out=dw)
+                else:
+                    _add_product(grads, columns, dw, memory)
+
+    parallel.share(work, blocks, 1)
+    return dw.reshape(problem.weight_shape).astype(dy.dtype, copy=False)
+
+
+def _blocks(problem: Problem) -> list[slice]:
+    images = problem.x_shape[0]
+    most = conv_choice.JOINED_BLOCK_BYTES // max(1, problem.columns_bytes)
+    return parallel.split(images, parallel.evenly(images, most))
+
+
+def _filters(problem: Problem, weight: np.ndarray) -> np.ndarray:
+    return weight.astype(problem.computed, copy=False).reshape(problem.groups, problem.outputs, problem.depth)
+
+
+def _columns(problem: Problem, x: np.ndarray, memory: Scratch) -> np.ndarray:
+    n, channels, height, width = x.shape
+    (top, bottom), (left, right) = problem.padding
+    padded = memory.empty((channels, top + height + bottom, left + width + right, n), problem.computed)
+    if padded.shape[1:3] != (height, width):
+        padded.fill(0)
+    _lay(x, padded[:, top : top + height, left : left + width])
+    sc, sh, sw, sn = padded.strides
+    (down, across), (below, beside) = problem.dilation, problem.stride
+    steps = (sc, sh * down, sw * across, sh * below, sw * beside, sn)
+    shape = (channels, *problem.taps, *problem.y_shape[2:], n)
+    # A tenth of the time of as_strided; `padded` may lie inside a larger piece of memory.
+    columns = np.ndarray(shape, padded.dtype, padded, 0, steps)
+    if not columns.flags.c_contiguous:
+        seen, columns = columns, memory.empty(shape, padded.dtype)
+        np.copyto(columns, seen)
+    return columns.reshape(problem.groups, problem.depth, -1)
+
+
+def _grads(problem: Problem, dy: np.ndarray, memory: Scratch) -> np.ndarray:
+    """dy (groups, K / groups, P * Q * images)."""
+    grads = memory.empty((*dy.shape[1:], len(dy)), problem.computed)
+    _lay(dy, grads)
+    return grads.reshape(problem.groups, problem.outputs, -1)
+
+
+def _lay(images: np.ndarray, target: np.ndarray) -> None:
+    for part in parallel.split(len(images), _COPIED):
+        np.copyto(target[..., part], images[part].transpose(1, 2, 3, 0), casting="unsafe")
+
+
+def _folded(problem: Problem, columns: np.ndarray, memory: Scratch) -> np.ndarray:
+    """The sums (C, H, W, images) of columns where they came from."""
+    _, channels, height, width = problem.x_shape
+    columns = columns.reshape(channels, *problem.taps, *problem.y_shape[2:], -1)
+    folded = memory.empty((channels, height, width, columns.shape[-1]), columns.dtype)
+    folded.fill(0)
+    for (i, rows, down), (j, places, across) in product(_seen(problem, 0), _seen(problem, 1)):
+        target = folded[:, down, across]
+        np.add(target, columns[:, i, j, rows, places], out=target)
+    return folded
+
+
+def _seen(problem: Problem, axis: int) -> Iterator[tuple[int, slice, slice]]:
+    """The taps of an axis that see any of the input, each with the outputs that see it and what they see."""
+    size, outputs = problem.x_shape[2 + axis], problem.y_shape[2 + axis]
+    step = problem.stride[axis]
+    for tap in range(problem.taps[axis]):
+        first = tap * problem.dilation[axis] - problem.padding[axis][0]
+        start, stop = max(0, -(first // step)), min(outputs, (size - 1 - first) // step + 1)
+        if start < stop:
+            yield tap, slice(start, stop), slice(first + start * step, first + (stop - 1) * step + 1, step)
+
+
+def _add_product(grads: np.ndarray, columns: np.ndarray, dw: np.ndarray, memory: Scratch) -> None:
+    """dw += grads @ columns, some filters at a time."""
+    filter_bytes = max(1, dw.itemsize * len(dw) * dw.shape[2])
+    most = max(1, conv_choice.JOINED_SUM_BYTES // filter_bytes)
+    buffer = memory.empty((len(dw), min(most, dw.shape[1]), dw.shape[2]), dw.dtype)
+    for some in parallel.split(dw.shape[1], parallel.evenly(dw.shape[1], most)):
+        target = dw[:, some]
+        part = buffer[:, : target.shape[1]]
+        np.matmul(grads[:, some], columns, out=part)
+        np.add(target, part, out=target)
