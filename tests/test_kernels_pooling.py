@@ -11,6 +11,7 @@ from adjoint import kernels
 from adjoint.kernels.cpu import parallel
 
 windows = importlib.import_module("adjoint.kernels.cpu.windows")
+side_by_side = importlib.import_module("adjoint.kernels.cpu.side_by_side")
 
 # (shape, kernel_size, stride, padding, dilation, ceil_mode)
 CASES = [
@@ -30,6 +31,9 @@ CASES = [
     ((2, 1, 5, 6), (1, 1), (1, 1), (0, 0), (1, 1), False),
     ((2, 2, 17, 16), (4, 5), (5, 5), (0, 0), (1, 1), False),
     ((1, 2, 12, 15), (6, 5), (6, 5), (0, 0), (1, 1), True),
+    ((2, 2, 11, 9), (3, 3), (3, 3), (0, 0), (1, 1), False),
+    ((2, 3, 6, 9), (1, 4), (1, 4), (0, 0), (1, 1), False),
+    ((2, 3, 9, 6), (4, 1), (4, 1), (0, 0), (1, 1), False),
 ]
 AVERAGES = [case for case in CASES if case[4] == (1, 1)]
 
@@ -231,6 +235,7 @@ def test_pieces_of_any_size_on_any_threads(case, monkeypatch):
         for threads, size in itertools.product((1, 3), (1, 5000)):
             parallel.set_threads(threads)
             monkeypatch.setattr(windows, "_PIECE_BYTES", size)
+            monkeypatch.setattr(side_by_side, "_PIECE_BYTES", size)
             for got, want in zip(run(), wanted, strict=True):
                 np.testing.assert_array_equal(got, want)
     finally:

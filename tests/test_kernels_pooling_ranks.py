@@ -28,6 +28,8 @@ CASES = [
     ((2, 2, 4, 5, 6), (4, 5, 6), (4, 5, 6), (0, 0, 0), (1, 1, 1), False),
     ((1, 2, 10, 11, 12), (2, 3, 4), (5, 5, 5), (0, 0, 0), (1, 1, 1), False),
     ((1, 2, 9, 10, 9), (3, 3, 3), (4, 5, 4), (1, 1, 1), (1, 1, 1), False),
+    ((2, 3, 17), (3,), (3,), (0,), (1,), False),
+    ((1, 3, 5, 4, 7), (2, 1, 3), (2, 1, 3), (0, 0, 0), (1, 1, 1), False),
 ]
 AVERAGES = [case for case in CASES if set(case[4]) == {1}]
 UNPADDED = [case for case in AVERAGES if not any(case[3])] + [((1, 2, 7, 5), (3, 2), (2, 2), (0, 0), (1, 1), True)]
@@ -181,7 +183,7 @@ def test_unpool_of_a_position_outside(index):
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[12]], ids=str)
+@pytest.mark.parametrize("case", [CASES[1], CASES[6], CASES[7], CASES[12]], ids=str)
 def test_half_types_round_once(case, dtype):
     x = random(case[0], dtype=dtype)
     wide = x.astype(np.float32)
@@ -202,7 +204,7 @@ def test_half_types_round_once(case, dtype):
         np.testing.assert_array_equal(half, exact.astype(dtype))
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[7]], ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[7]], ids=str)
 def test_any_strides(case):
     x = random(case[0])
     for view in (np.asfortranarray(x), x[..., ::-1], np.repeat(x, 2, 1)[:, ::2], np.broadcast_to(x[:1], x.shape)):

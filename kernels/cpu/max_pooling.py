@@ -1,7 +1,8 @@
 """Max pooling of volumes on threads.
 
-Three ways: by long runs (`windows`) for all but large strides; there by whole windows (`gathered`) if they
-lie apart; and else, and where a NaN decides, by `taps`.
+Small windows that neither overlap nor leave gaps are taken as they lie (`side_by_side`). Of the others there are three
+ways: by long runs (`windows`) for all but large strides; there by whole windows (`gathered`) if they lie apart; and
+else, and where a NaN decides, by `taps`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 
 from ..geometry import pooling as geometry
 from ..geometry.pooling import Sizes
-from . import gathered, parallel, taps
+from . import gathered, parallel, side_by_side, taps
 from .pooled_volumes import Volumes
+from .taps import Window
 
 _BITS: dict[int, type[np.integer]] = {4: np.int32, 8: np.int64}
 _PIECE = 1 << 17  # elements
@@ -25,9 +27,13 @@ def max_pool(
     x: np.ndarray, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = geometry.max_pool(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    volumes = Volumes(x.shape, shape, kernel_size, stride, padding, dilation, x.dtype)
     y = np.empty(shape, x.dtype)
     offsets = np.empty(shape, _offset_dtype(kernel_size))
+    window = Window(x.shape[2:], shape[2:], kernel_size, stride, padding, dilation)
+    if side_by_side.serves(window):
+        side_by_side.maximum(x, window, y, offsets)
+        return y, offsets
+    volumes = Volumes(x.shape, shape, kernel_size, stride, padding, dilation, x.dtype)
 
     def piece(rows: np.ndarray | None, x: np.ndarray, y: np.ndarray, offsets: np.ndarray) -> None:
         if rows is not None:
@@ -56,8 +62,12 @@ def max_pool_scatter(
     padding: Sizes,
     dilation: Sizes,
 ) -> np.ndarray:
-    volumes = Volumes(input_shape, dy.shape, kernel_size, stride, padding, dilation, dy.dtype)
     dx = np.empty(input_shape, dy.dtype)
+    window = Window(input_shape[2:], dy.shape[2:], kernel_size, stride, padding, dilation)
+    if side_by_side.serves(window):
+        side_by_side.scatter(dy, offsets, window, dx)
+        return dx
+    volumes = Volumes(input_shape, dy.shape, kernel_size, stride, padding, dilation, dy.dtype)
 
     def piece(rows: np.ndarray | None, dy: np.ndarray, offsets: np.ndarray, dx: np.ndarray) -> None:
         if rows is not None:
