@@ -11,6 +11,7 @@ CASES = [
     ((1, 33, 40, 41), 32, ((0, 2), (3, 1)), 1),
     ((20, 40, 10, 6), 36, ((0, 0), (0, 0)), 1),
     ((5, 64, 15, 16), 96, ((5, 0), (0, 4)), 2),
+    ((16, 96, 4, 4), 70, ((1, 1), (1, 1)), 1),
     ((1, 32, 6, 300), 32, ((1, 1), (1, 1)), 1),
     ((64, 192, 4, 4), 160, ((1, 1), (1, 1)), 1),
     ((9, 64, 14, 14), 32, ((1, 1), (1, 1)), 1),
@@ -91,10 +92,12 @@ def answers(request, monkeypatch):
     return given
 
 
+@pytest.mark.parametrize("most_weights", [1000, 1 << 16])
 @pytest.mark.parametrize("block_bytes", [1, 100_000, 5 << 18])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_naive_loops(case, block_bytes, monkeypatch, answers):
+def test_matches_naive_loops(case, block_bytes, most_weights, monkeypatch, answers):
     *_, padding, groups = case
+    monkeypatch.setattr(conv_choice, "MOST_WEIGHTS", most_weights)
     monkeypatch.setattr(winograd_tiles, "_LEAST_TILES", min(winograd_tiles._LEAST_TILES, block_bytes))
     given = operands(*case)
     wanted = exact(*given, padding, groups)

@@ -27,10 +27,11 @@ MOST_PHASES = 16
 
 # Winograd. With fewer channels or filters a group, the transforms cost more than the products save; in a smaller
 # convolution (tiles times filters times channels) the steps are too many for their size. The filters' transforms are
-# four times the filters. A block of tiles has 36 numbers for each channel and tile. Lines as a whole are multiplied by
-# 9 numbers for each element of the image and tile of the line.
+# four times the filters. A block of tiles has 36 numbers for each channel and tile. By lines, each element of an image
+# is multiplied by 9 numbers for each tile of its line.
 LEAST_CHANNELS = 32
 LEAST_TILES = 64
+LEAST_LINE_TILES = 16
 LEAST_PRODUCT = 1 << 18
 MOST_WEIGHTS = 1 << 16
 TILE_BLOCK_BYTES = 5 << 18
@@ -109,6 +110,12 @@ class Problem:
         return self.x_shape if self.operation == INPUT_GRAD else self.y_shape
 
     @property
+    def tiles(self) -> tuple[int, int, int]:
+        """Images, and tiles of 4 x 4 of what is made down and across."""
+        n, _, height, width = self.made
+        return n, -(-height // 4), -(-width // 4)
+
+    @property
     def image_bytes(self) -> int:
         """The columns of an image, of x and of dy for the input gradient, on average."""
         rows = self.groups * (self.depth + self.outputs * self.taps[1]) // 2
@@ -146,20 +153,28 @@ def _saves_products(p: Problem) -> bool:
     """3 x 3 taps at stride 1 over enough channels, filters and tiles of 4 x 4 outputs."""
     if p.taps != (3, 3) or p.stride != (1, 1) or p.dilation != (1, 1) or p.computed != np.float32:
         return False
-    k, c = p.weight_shape[:2]
-    if min(p.outputs, p.inside) < LEAST_CHANNELS or k * c > MOST_WEIGHTS:
-        return False
-    n, _, height, width = p.made
-    down, across = -(-height // 4), -(-width // 4)
-    tiles = n * down * across
+    n, down, across = p.tiles
     # Tiles reach past the edges of small images: of 16 outputs at least 10 must be wanted.
-    whole = 10 * down * across <= height * width
-    narrow = 4 * 36 * across * max(k, c * p.groups) <= 4 * TILE_BLOCK_BYTES
-    return tiles >= LEAST_TILES and tiles * k * c >= LEAST_PRODUCT and whole and narrow
+    whole = 10 * down * across <= prod(p.made[2:])
+    enough = n * down * across * prod(p.weight_shape[:2]) >= LEAST_PRODUCT
+    return min(p.outputs, p.inside) >= LEAST_CHANNELS and whole and enough
 
 
-def _saves_products_by_lines(p: Problem) -> bool:
-    return max(p.made[2:]) <= MOST_LINE and _saves_products(p)
+def _has_short_lines(p: Problem) -> bool:
+    if not _saves_products(p) or max(p.made[2:]) > MOST_LINE or prod(p.tiles) < LEAST_LINE_TILES:
+        return False
+    weights = prod(p.weight_shape[:2])
+    # Filters of groups are not taken in parts, and a weight gradient of half types is summed beside its result.
+    most = MOST_WEIGHTS if p.groups > 1 else 4 * MOST_WEIGHTS if p.computed != p.dtype else weights
+    image = 4 * 36 * prod(p.tiles[1:]) * max(p.weight_shape[0], p.x_shape[1])
+    return weights <= most and image <= LINES_BLOCK_BYTES
+
+
+def _has_many_tiles(p: Problem) -> bool:
+    if not _saves_products(p) or prod(p.weight_shape[:2]) > MOST_WEIGHTS:
+        return False
+    narrow = 4 * 36 * p.tiles[2] * max(p.weight_shape[0], p.x_shape[1]) <= 4 * TILE_BLOCK_BYTES
+    return prod(p.tiles) >= LEAST_TILES and narrow
 
 
 def _fits_one_product(p: Problem) -> bool:
@@ -191,8 +206,8 @@ def _always(p: Problem) -> bool:
 TABLE = (
     Row("depthwise", _is_depthwise),
     Row("volumes", _has_volumes),
-    Row("winograd lines", _saves_products_by_lines),
-    Row("winograd tiles", _saves_products),
+    Row("winograd lines", _has_short_lines),
+    Row("winograd tiles", _has_many_tiles),
     Row("joined", _fits_one_product),
     Row("interleaved", _has_small_images),
     Row("flipped", _is_cheaper_unfolded),

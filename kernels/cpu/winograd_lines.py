@@ -25,13 +25,15 @@ from ..geometry import Pads, Pair, Sizes
 from . import conv_choice, parallel
 from .conv_choice import Problem
 from .images import reach
-from .scratch import scratch
+from .scratch import Scratch, scratch
 from .winograd import B_T, GG, PLACES, SIDE, TAPS, TILE, A
 
 _F32 = A.dtype
 # The place along the width comes first here.
 _GG = np.ascontiguousarray(GG.reshape(SIDE, SIDE, -1).swapaxes(0, 1).reshape(PLACES, -1))
 _GG_FLIPPED = np.ascontiguousarray(_GG[:, ::-1])
+# Places at which products are added at once.
+_ADDED = SIDE
 
 
 class _Bands(NamedTuple):
@@ -53,70 +55,92 @@ class _Bands(NamedTuple):
 
     def collect(self, tiles: np.ndarray, lines: np.ndarray, images: np.ndarray) -> None:
         """Make images (n, channels, P, Q) of their tiles, in memory for lines."""
-        n, channels, height, width = images.shape
-        rows = tiles.reshape(SIDE, len(self.height), len(self.width) // SIDE, n * channels).transpose(0, 2, 3, 1)
-        lines = _start(lines, *rows.shape[:3], height)
+        height, width = images.shape[2:]
+        rows = tiles.reshape(SIDE, len(self.height), -1).swapaxes(1, 2)
+        lines = _start(lines, *rows.shape[:2], height)
         np.matmul(rows, self.height, out=lines)
         np.matmul(lines.reshape(len(self.width), -1).T, self.width, out=images.reshape(-1, width))
 
 
+class _Filters:
+    """The transforms of filters (K, C / groups, 3, 3), part by part: made once, or for each block if they are many.
+
+    Of the input gradient's, `flipped`, the channels are what is made and the filters what is summed.
+    """
+
+    def __init__(self, weight: np.ndarray, groups: int, flipped: bool, memory: Scratch) -> None:
+        self._weight, self._groups, self._flipped = weight, groups, flipped
+        self._parts = _parts(weight.shape, groups)
+        self._memory = memory.empty((PLACES * len(weight[self._parts[0]]) * weight.shape[1],), _F32)
+        self._held: slice | None = None
+
+    def multiply(self, tiles: np.ndarray, products: np.ndarray, memory: Scratch) -> None:
+        """Make products (36, T, K) of tiles (36, T, C), or the other way round."""
+        tiles, products = _grouped(tiles, self._groups), _grouped(products, self._groups)
+        if not self._flipped:
+            for part in self._parts:
+                np.matmul(tiles, self._transforms(part).swapaxes(2, 3), out=products[..., part])
+            return
+        first, *others = self._parts
+        np.matmul(tiles[..., first], self._transforms(first), out=products)
+        spare = memory.empty(products[:_ADDED].shape, _F32) if others else products
+        for part in others:
+            transforms = self._transforms(part)
+            for places in parallel.split(PLACES, _ADDED):
+                np.matmul(tiles[places, ..., part], transforms[places], out=spare)
+                products[places] += spare
+
+    def _transforms(self, part: slice) -> np.ndarray:
+        """(36, groups, filters of a group, C / groups)"""
+        weight = self._weight[part]
+        transforms = _start(self._memory, PLACES, self._groups, len(weight) // self._groups, weight.shape[1])
+        if self._held != part:
+            taps = np.ascontiguousarray(weight, _F32).reshape(-1, TAPS * TAPS)
+            np.matmul(_GG_FLIPPED if self._flipped else _GG, taps.T, out=transforms.reshape(PLACES, -1))
+            self._held = part
+        return transforms
+
+
 def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray | None:
     """The convolution; None if any of it is not finite."""
-    return _convolve(x, weight, bias, problem.y_shape, problem.padding, problem.groups)
+    with scratch() as memory:
+        filters = _Filters(weight, problem.groups, False, memory)
+        return _convolve(x, filters, bias, problem.y_shape, problem.padding)
 
 
 def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
     """The input gradient; None if any of it is not finite."""
     seen, around = reach(problem, dy)
-    return _convolve(seen, weight, None, problem.x_shape, around, problem.groups, transposed=True)
+    with scratch() as memory:
+        filters = _Filters(weight, problem.groups, True, memory)
+        return _convolve(seen, filters, None, problem.x_shape, around)
 
 
 def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray | None:
     """The weight gradient; None if any of it is not finite."""
     blocks, most = _blocks(dy.shape, x.shape[1])
-    with scratch() as memory, np.errstate(all="ignore"):
+    parts = _parts(problem.weight_shape, problem.groups)
+    with scratch() as memory:
         # Lines have become tiles when their sums are made, in the same memory.
-        shared = memory.empty((max(most, PLACES * prod(problem.weight_shape[:2])),), _F32)
-        taps = _sum(problem, dy, x, blocks, most, shared)
-    if not np.isfinite(taps).all():
-        return None
-    return taps.astype(dy.dtype, copy=False).reshape(problem.weight_shape)
+        shared = memory.empty((max(most, PLACES * (parts[0].stop * problem.inside)),), _F32)
+        dw = _sum(problem, dy, x, blocks, parts, most, shared)
+    return dw.astype(dy.dtype, copy=False) if np.isfinite(dw).all() else None
 
 
 def _convolve(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    shape: Sizes,
-    padding: Pads,
-    groups: int,
-    transposed: bool = False,
+    x: np.ndarray, filters: _Filters, bias: np.ndarray | None, shape: Sizes, padding: Pads
 ) -> np.ndarray | None:
-    """The convolution of `shape`; if `transposed`, by the filters flipped and with inputs and outputs exchanged."""
-    k, c = weight.shape[:2]
-    taps = weight.astype(_F32, copy=False).reshape(k * c, -1)
-    with scratch() as memory, np.errstate(all="ignore"):
-        transforms = memory.empty((PLACES, k * c), _F32)
-        np.matmul(_GG_FLIPPED if transposed else _GG, taps.T, out=transforms)
-        filters = transforms.reshape(PLACES, groups, k // groups, c)
-        return _by_blocks(x, filters if transposed else filters.swapaxes(2, 3), bias, shape, padding)
-
-
-def _by_blocks(
-    x: np.ndarray, filters: np.ndarray, bias: np.ndarray | None, shape: Sizes, padding: Pads
-) -> np.ndarray | None:
-    """The convolution by the filters' transforms (36, groups, C / groups, K / groups)."""
-    groups = filters.shape[1]
+    """The convolution of `shape`."""
     before = (padding[0][0], padding[1][0])
     inputs, outputs = _inputs(x.shape[2:], shape[2:], before), _outputs(shape[2:])
     y = np.empty(shape, x.dtype)
     blocks, most = _blocks(shape, x.shape[1])
-    with scratch() as memory:
+    with scratch() as memory, np.errstate(all="ignore"):
         first, second = memory.empty((most,), _F32), memory.empty((most,), _F32)
         for block in blocks:
             tiles = inputs.spread(_exact(x[block]), first, second)
             products = _start(first, PLACES, tiles.shape[1], shape[1])
-            np.matmul(_grouped(tiles, groups), filters, out=_grouped(products, groups))
+            filters.multiply(tiles, products, memory)
             target = y[block] if y.dtype == _F32 else np.empty(y[block].shape, _F32)
             outputs.collect(products, second, target)
             # A number that is not finite makes the sum so too.
@@ -130,22 +154,42 @@ def _by_blocks(
 
 
 def _sum(
-    problem: Problem, dy: np.ndarray, x: np.ndarray, blocks: list[slice], most: int, shared: np.ndarray
+    problem: Problem,
+    dy: np.ndarray,
+    x: np.ndarray,
+    blocks: list[slice],
+    parts: list[slice],
+    most: int,
+    shared: np.ndarray,
 ) -> np.ndarray:
-    """The weight gradient (K * C / groups, 9)."""
-    groups = problem.groups
+    """The weight gradient in float32."""
+    groups, inside = problem.groups, problem.inside
     before = (problem.padding[0][0], problem.padding[1][0])
     inputs, outputs = _inputs(x.shape[2:], dy.shape[2:], before), _outputs(dy.shape[2:])
-    sums = _start(shared, PLACES, groups, problem.outputs, problem.inside)
-    taps = np.zeros((sums[0].size, TAPS * TAPS), _F32)
-    with scratch() as memory:
+    dw = np.empty(problem.weight_shape, _F32)
+    with scratch() as memory, np.errstate(all="ignore"):
         first, second = memory.empty((most,), _F32), memory.empty((most,), _F32)
         for block in blocks:
             tiles = _grouped(inputs.spread(_exact(x[block]), shared, first), groups)
             grads = _grouped(outputs.spread(_exact(dy[block]), shared, second), groups)
-            np.matmul(grads.swapaxes(2, 3), tiles, out=sums)
-            taps += sums.reshape(PLACES, -1).T @ _GG
-    return taps
+            for part in parts:
+                some = grads[..., part].swapaxes(2, 3)
+                sums = _start(shared, PLACES, groups, some.shape[2], inside)
+                np.matmul(some, tiles, out=sums)
+                target, places = dw[part].reshape(-1, TAPS * TAPS), sums.reshape(PLACES, -1).T
+                if block.start == 0:
+                    np.matmul(places, _GG, out=target)
+                else:
+                    target += places @ _GG
+    return dw
+
+
+def _parts(shape: Sizes, groups: int) -> list[slice]:
+    """Filters (K, C / groups, ...) in parts whose transforms are kept at once; those of groups are one part."""
+    k, inside = shape[:2]
+    if groups > 1 or k * inside <= conv_choice.MOST_WEIGHTS:
+        return [slice(0, k)]
+    return parallel.split(k, parallel.evenly(k, conv_choice.MOST_WEIGHTS // (2 * inside)))
 
 
 def _blocks(shape: Sizes, channels: int) -> tuple[list[slice], int]:
