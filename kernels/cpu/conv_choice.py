@@ -208,8 +208,8 @@ TABLE = (
     Row("volumes", _has_volumes),
     Row("winograd lines", _has_short_lines),
     Row("winograd tiles", _has_many_tiles),
-    Row("joined", _fits_one_product),
     Row("interleaved", _has_small_images),
+    Row("joined", _fits_one_product),
     Row("flipped", _is_cheaper_unfolded),
     Row("columns", _always),
 )
