@@ -83,7 +83,7 @@ def operands(x_shape, weight_shape, dtype=np.float64, seed=0):
 def check(x, weight, dy, arguments, rtol=1e-10, atol=1e-10):
     y, dy, dx, dw = naive(x, weight, dy, *arguments)
     copies = [a.copy() for a in (x, weight, dy)]
-    joined = {"MOST_POSITIONS": 1 << 30, "MOST_PLAIN": 1 << 30, "LEAST_RUN": 0}
+    joined = {"MOST_POSITIONS": 1 << 30, "MOST_PLAIN": 1 << 30}
     # Neither joined nor interleaved, and each wherever that is possible.
     for limits in ({"MOST_OUTPUTS": 0}, {"MOST_OUTPUTS": 1 << 30}, joined):
         with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,18 @@ import numpy as np
 
 from .. import geometry
 from ..geometry import Pads, Sizes
-from . import boxes, conv_choice, depthwise, images, interleaved, joined, volumes, winograd_lines, winograd_tiles
+from . import (
+    boxes,
+    conv_choice,
+    depthwise,
+    flipped,
+    images,
+    interleaved,
+    joined,
+    volumes,
+    winograd_lines,
+    winograd_tiles,
+)
 from .conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Problem
 from .epilogue import finish
 from .unseen import leaves_gaps, without_gaps, without_taps
@@ -21,7 +32,6 @@ _MODULES: dict[str, Any] = {
     "winograd tiles": winograd_tiles,
     "joined": joined,
     "interleaved": interleaved,
-    "flipped": images,
     "columns": images,
 }
 
@@ -90,10 +100,9 @@ def _forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarr
             return boxes.forward(problem, x, parts, partial(_forward, weight=weight, bias=bias))
         if way == "volumes":
             return volumes.forward(problem, x, weight, bias, _forward)
-        if way != "flipped":
-            y = _MODULES[way].forward(problem, x, weight, bias)
-            if y is not None:
-                return y
+        y = _MODULES[way].forward(problem, x, weight, bias)
+        if y is not None:
+            return y
     raise AssertionError("columns are a way for all")
 
 
@@ -104,8 +113,10 @@ def _input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndar
             return boxes.input_grad(problem, dy, parts, partial(_input_grad, weight=weight))
         if way == "volumes":
             return volumes.input_grad(problem, dy, weight, _input_grad)
-        compute = images.flipped_input_grad if way == "flipped" else _MODULES[way].input_grad
-        dx = compute(problem, dy, weight)
+        if way == "flipped":
+            dx = flipped.input_grad(problem, dy, weight, _forward)
+        else:
+            dx = _MODULES[way].input_grad(problem, dy, weight)
         if dx is not None:
             return dx
     raise AssertionError("columns are a way for all")

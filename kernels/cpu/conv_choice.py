@@ -44,12 +44,11 @@ MOST_OUTPUTS = 192
 LEAST_COLUMNS = 64
 IMAGE_BLOCK_BYTES = 5 << 19
 
-# Joined. Larger images have lines that are long enough without it. Where a stride takes a line apart, runs are as long
-# as there are images. One tap needs no columns, and to join images of more positions costs more than it saves. A block
-# has so many bytes of columns, and so many are added to a weight gradient at once.
+# Joined. Larger images have lines that are long enough without it. One tap needs no columns, and to join images of more
+# positions costs more than it saves. A block has so many bytes of columns, and so many are added to a weight gradient
+# at once.
 MOST_POSITIONS = 256
-LEAST_RUN = 8
-MOST_PLAIN = 4
+MOST_PLAIN = 16
 JOINED_BLOCK_BYTES = 4 << 20
 JOINED_SUM_BYTES = 2 << 20
 
@@ -178,9 +177,8 @@ def _has_many_tiles(p: Problem) -> bool:
 
 
 def _fits_one_product(p: Problem) -> bool:
-    run = p.x_shape[0] * (p.y_shape[3] if p.stride[1] == 1 else 1)
     few = prod(p.y_shape[2:]) <= (MOST_POSITIONS if p.depth > p.inside else MOST_PLAIN)
-    return few and run >= LEAST_RUN and min(p.x_shape) > 0 and p.columns_bytes <= JOINED_BLOCK_BYTES
+    return few and min(*p.x_shape, *p.y_shape) > 0 and p.columns_bytes <= JOINED_BLOCK_BYTES
 
 
 def _has_small_images(p: Problem) -> bool:
@@ -195,8 +193,14 @@ def _has_small_images(p: Problem) -> bool:
 
 def _is_cheaper_unfolded(p: Problem) -> bool:
     """For each tap unfolding dy writes K rows and folding adds C rows, at about twice the price."""
-    few = prod(p.taps) == 1 or p.weight_shape[0] <= 2 * p.x_shape[1]
-    return p.operation == INPUT_GRAD and p.stride == (1, 1) and few
+    # What Winograd's way has left over is not finite, and would be left over again.
+    if p.operation != INPUT_GRAD or p.stride != (1, 1) or _has_short_lines(p) or _has_many_tiles(p):
+        return False
+    filters, channels = p.weight_shape[0], p.x_shape[1]
+    if not _fits_one_product(p):
+        return prod(p.taps) == 1 or filters <= 2 * channels
+    # Longer rows are folded sooner; to flip the filters takes time too.
+    return p.depth > p.inside and 2 * filters <= channels and 4 * filters <= p.x_shape[0] * prod(p.x_shape[2:])
 
 
 def _always(p: Problem) -> bool:
@@ -209,8 +213,8 @@ TABLE = (
     Row("winograd lines", _has_short_lines),
     Row("winograd tiles", _has_many_tiles),
     Row("interleaved", _has_small_images),
-    Row("joined", _fits_one_product),
     Row("flipped", _is_cheaper_unfolded),
+    Row("joined", _fits_one_product),
     Row("columns", _always),
 )
 
@@ -246,10 +250,9 @@ def box(problem: Problem, way: str) -> tuple[int, Sizes]:
     if way == "columns" and problem.operation == INPUT_GRAD:
         rows = 1 + -(-(prod(problem.taps) + problem.weight_shape[0]) // prod(problem.stride))
         return n, _within(sizes, PLANE_BYTES // (size * rows))
-    if way in ("columns", "flipped"):
+    if way == "columns":
         rows = problem.dilation[0] * (problem.taps[0] - 1) + 1
-        channels = problem.weight_shape[0] if way == "flipped" else problem.x_shape[1]
-        line = size * channels * max(prod(problem.taps), rows * problem.stride[1])
+        line = size * problem.x_shape[1] * max(prod(problem.taps), rows * problem.stride[1])
         return n, (*sizes[:-1], max(1, min(sizes[-1], LINE_BYTES // max(1, line))))
     return n, tuple(sizes)
 

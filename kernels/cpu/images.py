@@ -26,24 +26,6 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
     return _forward(problem, x, filters, bias)
 
 
-def flipped_input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
-    """The input gradient with stride 1 as a convolution by flipped filters; None if these are not all finite."""
-    # It sees zeros around dy, and 0 * inf is not 0.
-    if not np.isfinite(weight).all():
-        return None
-    groups, outputs, inside = problem.groups, problem.outputs, problem.inside
-    filters = weight.astype(problem.computed, copy=False).reshape(groups, outputs, inside, *problem.taps)
-    flipped = filters.swapaxes(1, 2)[..., ::-1, ::-1]
-    dy, around = reach(problem, dy)
-    turned = problem.of(
-        x_shape=dy.shape,
-        weight_shape=(problem.x_shape[1], outputs, *problem.taps),
-        y_shape=problem.x_shape,
-        padding=around,
-    )
-    return _forward(turned, dy, flipped.reshape(groups, inside, turned.depth), None)
-
-
 def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """The input gradient through its columns."""
     groups, outputs, inside = problem.groups, problem.outputs, problem.inside

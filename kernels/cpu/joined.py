@@ -1,14 +1,16 @@
 """Convolution of small images, many of them in one matrix product that the threads of BLAS share.
 
-The images of a block are laid out with the batch last, channels by height by width by images: what a tap sees from a
-row of the output is one run of memory, as long as the row times the images. The columns are (groups, depth, P * Q *
-images), a row for each channel of a group and each tap. All but the products runs on the calling thread.
+The images of a block are laid out in lines with the batch last, channels by height by width by images: what a tap sees
+from a row of the output is one run of memory, as long as the row times the images. A stride takes a line apart into
+phases, one of which a tap sees. The columns are (groups, depth, P * Q * images), a row for each channel of a group and
+each tap. All but the products runs on the calling thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -54,7 +56,7 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
                 grads = _grads(problem, dy[block], memory)
                 columns = memory.empty((*filters.shape[:2], grads.shape[2]), grads.dtype)
                 np.matmul(filters, grads, out=columns)
-                np.copyto(dx[block], _folded(problem, columns, memory).transpose(3, 0, 1, 2), casting="unsafe")
+                _collect(_folded(problem, columns, memory), dx[block])
 
     parallel.share(work, _blocks(problem), 1)
     return dx
@@ -89,47 +91,69 @@ def _filters(problem: Problem, weight: np.ndarray) -> np.ndarray:
     return weight.astype(problem.computed, copy=False).reshape(problem.groups, problem.outputs, problem.depth)
 
 
+def _is_plain(problem: Problem) -> bool:
+    """Whether images are their own columns."""
+    whole = problem.x_shape[2:] == problem.y_shape[2:] and not any(map(any, problem.padding))
+    return prod(problem.taps) == 1 and problem.stride == (1, 1) and whole
+
+
 def _columns(problem: Problem, x: np.ndarray, memory: Scratch) -> np.ndarray:
-    n, channels, height, width = x.shape
     (top, bottom), (left, right) = problem.padding
-    padded = memory.empty((channels, top + height + bottom, left + width + right, n), problem.computed)
-    if padded.shape[1:3] != (height, width):
-        padded.fill(0)
-    _lay(x, padded[:, top : top + height, left : left + width])
-    sc, sh, sw, sn = padded.strides
-    (down, across), (below, beside) = problem.dilation, problem.stride
-    steps = (sc, sh * down, sw * across, sh * below, sw * beside, sn)
-    shape = (channels, *problem.taps, *problem.y_shape[2:], n)
-    # A tenth of the time of as_strided; `padded` may lie inside a larger piece of memory.
-    columns = np.ndarray(shape, padded.dtype, padded, 0, steps)
-    if not columns.flags.c_contiguous:
-        seen, columns = columns, memory.empty(shape, padded.dtype)
-        np.copyto(columns, seen)
+    (down, across), gap = problem.stride, problem.dilation
+    rows, places = problem.y_shape[2:]
+    n, channels, height, width = x.shape
+    shape = (channels, top + height + bottom, across, -(-(left + width + right) // across), n)
+    lines = memory.empty(shape, problem.computed)
+    if any(map(any, problem.padding)):
+        lines.fill(0)
+    _lay(x, lines[:, top : top + height], left)
+    if _is_plain(problem):
+        return lines.reshape(problem.groups, problem.depth, -1)
+    columns = memory.empty((channels, *problem.taps, rows, places, n), problem.computed)
+    for i, j in product(*map(range, problem.taps)):
+        first, (place, phase) = i * gap[0], divmod(j * gap[1], across)
+        seen = lines[:, first : first + (rows - 1) * down + 1 : down, phase, place : place + places]
+        np.copyto(columns[:, i, j], seen)
     return columns.reshape(problem.groups, problem.depth, -1)
 
 
 def _grads(problem: Problem, dy: np.ndarray, memory: Scratch) -> np.ndarray:
     """dy (groups, K / groups, P * Q * images)."""
     grads = memory.empty((*dy.shape[1:], len(dy)), problem.computed)
-    _lay(dy, grads)
+    _lay(dy, grads[:, :, None])
     return grads.reshape(problem.groups, problem.outputs, -1)
 
 
-def _lay(images: np.ndarray, target: np.ndarray) -> None:
-    for part in parallel.split(len(images), _COPIED):
-        np.copyto(target[..., part], images[part].transpose(1, 2, 3, 0), casting="unsafe")
-
-
 def _folded(problem: Problem, columns: np.ndarray, memory: Scratch) -> np.ndarray:
-    """The sums (C, H, W, images) of columns where they came from."""
+    """The sums of columns where they came from, in lines (C, H, phases, places, images)."""
     _, channels, height, width = problem.x_shape
+    across = problem.stride[1]
+    if _is_plain(problem):
+        return columns.reshape(channels, height, 1, width, -1)
     columns = columns.reshape(channels, *problem.taps, *problem.y_shape[2:], -1)
-    folded = memory.empty((channels, height, width, columns.shape[-1]), columns.dtype)
+    folded = memory.empty((channels, height, across, -(-width // across), columns.shape[-1]), columns.dtype)
     folded.fill(0)
-    for (i, rows, down), (j, places, across) in product(_seen(problem, 0), _seen(problem, 1)):
-        target = folded[:, down, across]
+    for (i, rows, down), (j, places, seen) in product(_seen(problem, 0), _seen(problem, 1)):
+        place, phase = divmod(seen.start, across)
+        target = folded[:, down, phase, place : place + places.stop - places.start]
         np.add(target, columns[:, i, j, rows, places], out=target)
     return folded
+
+
+def _lay(images: np.ndarray, lines: np.ndarray, before: int = 0) -> None:
+    """Copy images (n, C, H, W) to lines (C, H, phases, places, n), behind so many elements of each line."""
+    for phase in range(lines.shape[2]):
+        some = images[..., (phase - before) % lines.shape[2] :: lines.shape[2]]
+        place = -((phase - before) // lines.shape[2])
+        target = lines[:, :, phase, place : place + some.shape[3]]
+        for part in parallel.split(len(images), _COPIED):
+            np.copyto(target[..., part], some[part].transpose(1, 2, 3, 0), casting="unsafe")
+
+
+def _collect(lines: np.ndarray, images: np.ndarray) -> None:
+    for phase in range(lines.shape[2]):
+        target = images[..., phase :: lines.shape[2]]
+        np.copyto(target, lines[:, :, phase, : target.shape[3]].transpose(3, 0, 1, 2), casting="unsafe")
 
 
 def _seen(problem: Problem, axis: int) -> Iterator[tuple[int, slice, slice]]:
