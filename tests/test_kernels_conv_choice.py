@@ -1,5 +1,6 @@
 """Which way a convolution takes on NumPy, in boxes of any size, and the memory that it takes."""
 
+import importlib
 import threading
 import tracemalloc
 
@@ -170,3 +171,22 @@ def test_no_convolution_takes_32_mb_of_its_own(case, dtype, monkeypatch):
         finally:
             tracemalloc.stop()
         assert peak - result.nbytes < 32 << 20
+
+
+def test_a_plan_is_kept_for_shapes_settings_and_types(monkeypatch):
+    conv = importlib.import_module("adjoint.kernels.cpu.conv")
+    monkeypatch.undo()
+    chosen = []
+    monkeypatch.setattr(conv_choice, "ways", lambda problem: chosen.append(problem) or ["columns"])
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((2, 3, 9, 11)), rng.standard_normal((4, 3, 3, 3))
+    conv._ways.cache_clear()
+    try:
+        for _ in range(2):
+            for dtype, pad in ((np.float32, 0), (np.float64, 0), (np.float32, 1)):
+                settings = ((1, 1), ((pad, pad), (pad, pad)), (1, 1), 1)
+                y = kernels.conv(x.astype(dtype), weight.astype(dtype), None, *settings)
+                assert y.dtype == dtype and y.shape == (2, 4, 7 + 2 * pad, 9 + 2 * pad)
+        assert len(chosen) == 3
+    finally:
+        conv._ways.cache_clear()

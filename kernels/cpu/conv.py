@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,7 @@ def conv(
     activation: str | None = None,
     residual: np.ndarray | None = None,
 ) -> np.ndarray:
-    shape = geometry.conv(x.shape, weight.shape, None, stride, padding, dilation, groups)
-    problem = Problem(FORWARD, x.shape, weight.shape, shape, stride, padding, dilation, groups, x.dtype)
-    problem, taps = without_taps(problem)
+    problem, taps = _problem(FORWARD, x.shape, weight.shape, None, stride, padding, dilation, groups, x.dtype)
     return finish(_forward(*without_gaps(problem, x), weight[:, :, *taps], bias), activation, residual)
 
 
@@ -62,8 +60,9 @@ def conv_input_grad(
     dilation: Sizes,
     groups: int,
 ) -> np.ndarray:
-    problem = Problem(INPUT_GRAD, input_shape, weight.shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
-    problem, taps = without_taps(problem)
+    problem, taps = _problem(
+        INPUT_GRAD, input_shape, weight.shape, dy.shape, stride, padding, dilation, groups, dy.dtype
+    )
     weight = weight[:, :, *taps]
     if not leaves_gaps(problem):
         return _input_grad(problem, dy, weight)
@@ -82,8 +81,7 @@ def conv_weight_grad(
     dilation: Sizes,
     groups: int,
 ) -> np.ndarray:
-    problem = Problem(WEIGHT_GRAD, x.shape, weight_shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
-    problem, taps = without_taps(problem)
+    problem, taps = _problem(WEIGHT_GRAD, x.shape, weight_shape, dy.shape, stride, padding, dilation, groups, dy.dtype)
     problem, x = without_gaps(problem, x)
     seen = _weight_grad(problem, dy, x)
     if seen.shape == weight_shape:
@@ -93,9 +91,32 @@ def conv_weight_grad(
     return dw
 
 
+@lru_cache(maxsize=1024)
+def _problem(
+    operation: str,
+    x_shape: Sizes,
+    weight_shape: Sizes,
+    y_shape: Sizes | None,
+    stride: Sizes,
+    padding: Pads,
+    dilation: Sizes,
+    groups: int,
+    dtype: np.dtype,
+) -> tuple[Problem, tuple[slice, ...]]:
+    """The problem without the taps that see nothing, and which taps are left."""
+    if y_shape is None:
+        y_shape = geometry.conv(x_shape, weight_shape, None, stride, padding, dilation, groups)
+    return without_taps(Problem(operation, x_shape, weight_shape, y_shape, stride, padding, dilation, groups, dtype))
+
+
+@lru_cache(maxsize=1024)
+def _ways(problem: Problem) -> tuple[tuple[str, list[boxes.Slices]], ...]:
+    """The ways, the best first, each with the boxes that it makes at once."""
+    return tuple((way, boxes.cut(problem, *conv_choice.box(problem, way))) for way in conv_choice.ways(problem))
+
+
 def _forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    for way in conv_choice.ways(problem):
-        parts = boxes.cut(problem, *conv_choice.box(problem, way))
+    for way, parts in _ways(problem):
         if len(parts) > 1:
             return boxes.forward(problem, x, parts, partial(_forward, weight=weight, bias=bias))
         if way == "volumes":
@@ -107,8 +128,7 @@ def _forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarr
 
 
 def _input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    for way in conv_choice.ways(problem):
-        parts = boxes.cut(problem, *conv_choice.box(problem, way))
+    for way, parts in _ways(problem):
         if len(parts) > 1:
             return boxes.input_grad(problem, dy, parts, partial(_input_grad, weight=weight))
         if way == "volumes":
@@ -123,8 +143,7 @@ def _input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndar
 
 
 def _weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    for way in conv_choice.ways(problem):
-        parts = boxes.cut(problem, *conv_choice.box(problem, way))
+    for way, parts in _ways(problem):
         if len(parts) > 1:
             return boxes.weight_grad(problem, dy, x, parts, _weight_grad)
         if way == "volumes":

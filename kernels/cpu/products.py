@@ -26,7 +26,7 @@ def multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         for part, column_parts in _runs(n, columns):
             right = b[..., part].reshape(*b.shape[:-1], column_parts, -1)
             target = out[..., some, part].reshape(*out.shape[:-2], row_parts, left.shape[-2], column_parts, -1)
-            np.matmul(left, np.moveaxis(right, -2, -3)[..., None, :, :, :], out=target.swapaxes(-2, -3))
+            np.matmul(left, right.swapaxes(-2, -3)[..., None, :, :, :], out=target.swapaxes(-2, -3))
 
 
 def _runs(count: int, size: int) -> list[tuple[slice, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -81,8 +82,9 @@ def _maxima(values: Array, y: Array, offsets: Array, memory: Scratch) -> None:
     inner = 1  # taps of the axes that are done
     for axis in reversed(range(values.ndim - y.ndim)):
         count = values.shape[axis]
-        along = [*np.moveaxis(values, axis, 0)]
-        placed = None if places is None else [*np.moveaxis(places, axis, 0)]
+        taps_of_axis: list[Any] = [(*(slice(None),) * axis, tap) for tap in range(count)]
+        along = [values[tap] for tap in taps_of_axis]
+        placed = None if places is None else [places[tap] for tap in taps_of_axis]
         values, places = along[0], None if placed is None else placed[0]
         if count > 1:
             last = values.size == y.size
