@@ -28,7 +28,7 @@ MOST_PHASES = 16
 # Winograd. With fewer channels or filters a group, the transforms cost more than the products save; in a smaller
 # convolution (tiles times filters times channels) the steps are too many for their size. The filters' transforms are
 # four times the filters. A block of tiles has 36 numbers for each channel and tile. By lines, each element of an image
-# is multiplied by 9 numbers for each tile of its line.
+# is multiplied by 9 numbers for each tile of its segment of the line.
 LEAST_CHANNELS = 32
 LEAST_TILES = 64
 LEAST_LINE_TILES = 16
@@ -37,6 +37,7 @@ MOST_WEIGHTS = 1 << 16
 TILE_BLOCK_BYTES = 5 << 18
 LINES_BLOCK_BYTES = 5 << 20
 MOST_LINE = 32
+LINE_TILES = 4
 
 # Interleaved. To interleave takes time for each element of the output and saves it for each row of an image's columns.
 # A product has at least so many columns before it is too large for one thread.

@@ -1,7 +1,7 @@
 """Winograd's convolution (`winograd.py`) of small images, a whole line at a time, on the threads of BLAS.
 
 What all tiles of a line see is one product of the line with a banded matrix, whose band has Bᵀ once for each tile;
-padding is columns that the band has lost. Images become tiles by two such products, and come back by two. BLAS takes
+padding is columns that the band has lost. A line of more tiles than a few is cut into segments. Images become tiles by two such products, and come back by two. BLAS takes
 what is transposed as it lies, so nothing is copied:
 
     lines     (6, across, n, C, H)        = band of the width · imagesᵀ (W, n C H)
@@ -10,12 +10,14 @@ what is transposed as it lies, so nothing is copied:
     lines     (6, across, n, K, P)        = productsᵀ · band of the height
     images    (n, K, P, Q)                = linesᵀ · band of the width
 
-Most of a band is zeros, which are multiplied all the same: longer lines are for `winograd_tiles`.
+Most of a band is zeros, which are multiplied all the same: images of longer lines are for `winograd_tiles`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
+from itertools import accumulate, product
 from math import prod
 from typing import NamedTuple
 
@@ -32,34 +34,42 @@ _F32 = A.dtype
 # The place along the width comes first here.
 _GG = np.ascontiguousarray(GG.reshape(SIDE, SIDE, -1).swapaxes(0, 1).reshape(PLACES, -1))
 _GG_FLIPPED = np.ascontiguousarray(_GG[:, ::-1])
-# Places at which products are added at once.
-_ADDED = SIDE
+
+
+class _Segment(NamedTuple):
+    """Some places of a line, and the matrix (6 * tiles, places) between them and the tiles that see or make them."""
+
+    places: slice
+    band: np.ndarray
 
 
 class _Bands(NamedTuple):
-    """A matrix (6 * tiles, size) for the height and one for the width."""
+    """Both axes in segments, since the longer a band, the more of it is zeros."""
 
-    height: np.ndarray
-    width: np.ndarray
+    height: tuple[_Segment, ...]
+    width: tuple[_Segment, ...]
 
-    def spread(self, images: np.ndarray, lines: np.ndarray, tiles: np.ndarray) -> np.ndarray:
-        """The tiles (36, tiles of all images, channels) of images, in memory for lines and for tiles."""
+    def spread(self, images: np.ndarray, across: _Segment, lines: np.ndarray, memory: np.ndarray) -> list[np.ndarray]:
+        """Of images the tiles (36, tiles, channels) of a segment of the width, by segments of the height."""
         n, channels, height, width = images.shape
         count = n * channels * height
-        lines = _start(lines, len(self.width), count)
-        np.matmul(self.width, images.reshape(count, width).T, out=lines)
-        columns = lines.reshape(SIDE, len(self.width) // SIDE * n * channels, height).swapaxes(1, 2)
-        tiles = _start(tiles, SIDE, len(self.height), columns.shape[2])
-        np.matmul(self.height, columns, out=tiles)
-        return tiles.reshape(PLACES, -1, channels)
+        lines = _start(lines, len(across.band), count)
+        np.matmul(across.band, images.reshape(count, width)[:, across.places].T, out=lines)
+        columns = lines.reshape(SIDE, len(across.band) // SIDE * n * channels, height).swapaxes(1, 2)
+        tiles = _cut(memory, [(SIDE, len(down.band), columns.shape[2]) for down in self.height])
+        for down, part in zip(self.height, tiles, strict=True):
+            np.matmul(down.band, columns[:, down.places], out=part)
+        return [part.reshape(PLACES, -1, channels) for part in tiles]
 
-    def collect(self, tiles: np.ndarray, lines: np.ndarray, images: np.ndarray) -> None:
-        """Make images (n, channels, P, Q) of their tiles, in memory for lines."""
-        height, width = images.shape[2:]
-        rows = tiles.reshape(SIDE, len(self.height), -1).swapaxes(1, 2)
-        lines = _start(lines, *rows.shape[:2], height)
-        np.matmul(rows, self.height, out=lines)
-        np.matmul(lines.reshape(len(self.width), -1).T, self.width, out=images.reshape(-1, width))
+    def collect(self, tiles: list[np.ndarray], across: _Segment, lines: np.ndarray, images: np.ndarray) -> None:
+        """Make a segment of the width of images (n, channels, P, Q) from tiles by segments of the height."""
+        n, channels, height, width = images.shape
+        lines = _start(lines, SIDE, len(across.band) // SIDE * n * channels, height)
+        for down, part in zip(self.height, tiles, strict=True):
+            rows = part.reshape(SIDE, len(down.band), -1).swapaxes(1, 2)
+            np.matmul(rows, down.band, out=lines[..., down.places])
+        columns = images.reshape(-1, width)[:, across.places]
+        np.matmul(lines.reshape(len(across.band), -1).T, across.band, out=columns)
 
 
 class _Filters:
@@ -74,21 +84,19 @@ class _Filters:
         self._memory = memory.empty((PLACES * len(weight[self._parts[0]]) * weight.shape[1],), _F32)
         self._held: slice | None = None
 
-    def multiply(self, tiles: np.ndarray, products: np.ndarray, memory: Scratch) -> None:
-        """Make products (36, T, K) of tiles (36, T, C), or the other way round."""
-        tiles, products = _grouped(tiles, self._groups), _grouped(products, self._groups)
-        if not self._flipped:
-            for part in self._parts:
-                np.matmul(tiles, self._transforms(part).swapaxes(2, 3), out=products[..., part])
-            return
-        first, *others = self._parts
-        np.matmul(tiles[..., first], self._transforms(first), out=products)
-        spare = memory.empty(products[:_ADDED].shape, _F32) if others else products
-        for part in others:
-            transforms = self._transforms(part)
-            for places in parallel.split(PLACES, _ADDED):
-                np.matmul(tiles[places, ..., part], transforms[places], out=spare)
-                products[places] += spare
+    def multiply(self, tiles: list[np.ndarray], products: list[np.ndarray], memory: np.ndarray) -> None:
+        """Make each of the products (36, T, K) of tiles (36, T, C), or the other way round."""
+        first = self._parts[0]
+        for part in self._parts:
+            filters = self._transforms(part)
+            for left, target in zip(tiles, products, strict=True):
+                left, target = _grouped(left, self._groups), _grouped(target, self._groups)
+                if not self._flipped:
+                    np.matmul(left, filters.swapaxes(2, 3), out=target[..., part])
+                elif part is first:
+                    np.matmul(left[..., part], filters, out=target)
+                else:
+                    _add_product(left[..., part], filters, target, memory)
 
     def _transforms(self, part: slice) -> np.ndarray:
         """(36, groups, filters of a group, C / groups)"""
@@ -136,21 +144,25 @@ def _convolve(
     y = np.empty(shape, x.dtype)
     blocks, most = _blocks(shape, x.shape[1])
     with scratch() as memory, np.errstate(all="ignore"):
-        first, second = memory.empty((most,), _F32), memory.empty((most,), _F32)
-        for block in blocks:
-            tiles = inputs.spread(_exact(x[block]), first, second)
-            products = _start(first, PLACES, tiles.shape[1], shape[1])
-            filters.multiply(tiles, products, memory)
+        first, second, spare = (memory.empty((size,), _F32) for size in (most, most, most // SIDE))
+
+        def convolve(block: slice) -> bool:
+            images = _exact(x[block])
             target = y[block] if y.dtype == _F32 else np.empty(y[block].shape, _F32)
-            outputs.collect(products, second, target)
+            for seen, made in zip(inputs.width, outputs.width, strict=True):
+                tiles = inputs.spread(images, seen, first, second)
+                products = _cut(first, [(*part.shape[:2], shape[1]) for part in tiles])
+                filters.multiply(tiles, products, spare)
+                outputs.collect(products, made, second, target)
             # A number that is not finite makes the sum so too.
-            if not np.isfinite(target.sum()):
-                return None
+            finite = bool(np.isfinite(target.sum()))
             if bias is not None:
                 target += bias.astype(_F32, copy=False)[:, None, None]
             if y.dtype != _F32:
                 np.copyto(y[block], target, casting="unsafe")
-    return y
+            return finite
+
+        return y if all(map(convolve, blocks)) else None
 
 
 def _sum(
@@ -167,20 +179,24 @@ def _sum(
     before = (problem.padding[0][0], problem.padding[1][0])
     inputs, outputs = _inputs(x.shape[2:], dy.shape[2:], before), _outputs(dy.shape[2:])
     dw = np.empty(problem.weight_shape, _F32)
+    begun = False
     with scratch() as memory, np.errstate(all="ignore"):
         first, second = memory.empty((most,), _F32), memory.empty((most,), _F32)
-        for block in blocks:
-            tiles = _grouped(inputs.spread(_exact(x[block]), shared, first), groups)
-            grads = _grouped(outputs.spread(_exact(dy[block]), shared, second), groups)
-            for part in parts:
-                some = grads[..., part].swapaxes(2, 3)
-                sums = _start(shared, PLACES, groups, some.shape[2], inside)
-                np.matmul(some, tiles, out=sums)
-                target, places = dw[part].reshape(-1, TAPS * TAPS), sums.reshape(PLACES, -1).T
-                if block.start == 0:
-                    np.matmul(places, _GG, out=target)
-                else:
-                    target += places @ _GG
+        for block, (seen, made) in product(blocks, zip(inputs.width, outputs.width, strict=True)):
+            tiles = inputs.spread(_exact(x[block]), seen, shared, first)
+            grads = outputs.spread(_exact(dy[block]), made, shared, second)
+            for right, left in zip(tiles, grads, strict=True):
+                right, left = _grouped(right, groups), _grouped(left, groups)
+                for part in parts:
+                    some = left[..., part].swapaxes(2, 3)
+                    sums = _start(shared, PLACES, groups, some.shape[2], inside)
+                    np.matmul(some, right, out=sums)
+                    target, places = dw[part].reshape(-1, TAPS * TAPS), sums.reshape(PLACES, -1).T
+                    if begun:
+                        target += places @ _GG
+                    else:
+                        np.matmul(places, _GG, out=target)
+                begun = True
     return dw
 
 
@@ -195,30 +211,51 @@ def _parts(shape: Sizes, groups: int) -> list[slice]:
 def _blocks(shape: Sizes, channels: int) -> tuple[list[slice], int]:
     """Images (N, K, P, Q) in blocks of about one size, and how many numbers the tiles of a block have at the most."""
     n, k, p, q = shape
-    image = PLACES * -(-p // TILE) * -(-q // TILE) * max(k, channels)
+    image = PLACES * -(-p // TILE) * _tiles(q)[0].stop * max(k, channels)
     images = parallel.evenly(n, conv_choice.LINES_BLOCK_BYTES // (_F32.itemsize * image))
     return parallel.split(n, images), images * image
+
+
+def _tiles(made: int) -> list[slice]:
+    """The tiles of a line of so many outputs, in segments of about one size."""
+    tiles = -(-made // TILE)
+    return parallel.split(tiles, parallel.evenly(tiles, conv_choice.LINE_TILES))
 
 
 @lru_cache(maxsize=256)
 def _inputs(sizes: Pair, made: Pair, before: Pair) -> _Bands:
     """What makes tiles of images of these sizes, with zeros before them, for outputs of the sizes `made`."""
-    return _Bands(*map(partial(_band, B_T), sizes, made, before))
+    return _Bands(*map(partial(_line, B_T), sizes, made, before))
 
 
 @lru_cache(maxsize=256)
 def _outputs(made: Pair) -> _Bands:
     """What makes images of tiles, or tiles of an image's gradient."""
-    return _Bands(*map(partial(_band, A), made, made, (0, 0)))
+    return _Bands(*map(partial(_line, A), made, made, (0, 0)))
 
 
-def _band(matrix: np.ndarray, size: int, made: int, before: int) -> np.ndarray:
-    """`matrix` once for each tile of a line that has zeros before it: (6 * tiles, size)."""
-    tiles, seen = -(-made // TILE), matrix.shape[1]
-    band = np.zeros((SIDE, tiles, max(before + size, TILE * (tiles - 1) + seen)), _F32)
-    for tile in range(tiles):
+def _line(matrix: np.ndarray, size: int, made: int, before: int) -> tuple[_Segment, ...]:
+    """A line that has zeros before it, for tiles that each see so many places as `matrix` has columns."""
+    return tuple(_segment(matrix, size, tiles, before) for tiles in _tiles(made))
+
+
+def _segment(matrix: np.ndarray, size: int, tiles: slice, before: int) -> _Segment:
+    count, seen = tiles.stop - tiles.start, matrix.shape[1]
+    first = TILE * tiles.start - before
+    band = np.zeros((SIDE, count, TILE * (count - 1) + seen), _F32)
+    for tile in range(count):
         band[:, tile, TILE * tile : TILE * tile + seen] = matrix
-    return np.ascontiguousarray(band[..., before : before + size]).reshape(SIDE * tiles, size)
+    start, stop = (min(max(place, 0), size) for place in (first, first + band.shape[2]))
+    inside = band[..., start - first : stop - first] if start < stop else band[..., :0]
+    return _Segment(slice(start, stop), np.ascontiguousarray(inside).reshape(SIDE * count, stop - start))
+
+
+def _add_product(a: np.ndarray, b: np.ndarray, target: np.ndarray, memory: np.ndarray) -> None:
+    """Add a @ b to the target (36, ...), some places at a time."""
+    spare = _start(memory, SIDE, *target.shape[1:])
+    for places in parallel.split(PLACES, SIDE):
+        np.matmul(a[places], b[places], out=spare)
+        target[places] += spare
 
 
 def _exact(images: np.ndarray) -> np.ndarray:
@@ -228,6 +265,12 @@ def _exact(images: np.ndarray) -> np.ndarray:
 def _start(memory: np.ndarray, *shape: int) -> np.ndarray:
     """An array of this shape at the start of some memory."""
     return memory[: prod(shape)].reshape(shape)
+
+
+def _cut(memory: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """Arrays of these shapes one after the other in some memory."""
+    ends = list(accumulate(map(prod, shapes), initial=0))
+    return [memory[start:end].reshape(shape) for start, end, shape in zip(ends, ends[1:], shapes, strict=False)]
 
 
 def _grouped(tiles: np.ndarray, groups: int) -> np.ndarray:
