@@ -41,9 +41,9 @@ def batch_norm(
     if running_mean is not None and running_var is not None:
         factor = 1 / int(num_batches_tracked) if momentum is None else momentum  # type: ignore[arg-type]
         count = x.size // x.shape[1]
-        _move(running_mean, job.mean, factor)
-        _move(running_var, job.var * (count / max(count - 1, 1)), factor)
-    return job.y, job.mean.astype(job.dtype), job.inverse_std.astype(job.dtype)
+        _move(running_mean, job.mean, factor, 1)
+        _move(running_var, job.var, factor, count / max(count - 1, 1))
+    return job.y, *job.statistics
 
 
 def batch_norm_inference(
@@ -58,7 +58,7 @@ def batch_norm_inference(
 ) -> tuple[Array, Array, Array]:
     job = _Forward(x, weight, bias, eps, residual, relu)
     job.infer(running_mean.astype(np.float64), running_var.astype(np.float64))
-    return job.y, job.mean.astype(job.dtype), job.inverse_std.astype(job.dtype)
+    return job.y, *job.statistics
 
 
 def batch_norm_grad(
@@ -80,7 +80,7 @@ def batch_norm_grad(
         return job.dx, None, None, job.dresidual
     given = weight if weight is not None else bias
     dtype = x.dtype if given is None else given.dtype
-    return job.dx, (job.products * inverse_std).astype(dtype), job.sums.astype(dtype), job.dresidual
+    return job.dx, (job.products * job.inverse_std).astype(dtype), job.sums.astype(dtype), job.dresidual
 
 
 class _Forward:
@@ -96,8 +96,9 @@ class _Forward:
         self.weight, self.bias, self.eps, self.relu = weight, bias, eps, relu
         channels = runs.shape[1]
         self.origin = np.zeros(channels, self.dtype)
-        self.mean, self.var, self.inverse_std = np.empty((3, channels))
-        self.scale, self.shift = np.empty((2, channels), self.dtype)
+        self.mean, self.var = np.empty((2, channels))
+        self.statistics = np.empty((2, channels), self.dtype)  # mean and 1 / standard deviation
+        self.factors = np.empty((2, channels), self.dtype)  # scale and shift
 
     def run(self) -> None:
         """The result with the mean and the variance of x."""
@@ -105,18 +106,17 @@ class _Forward:
             self.runs.share(self._whole)
             return
         everything = slice(None)
-        moved = not self._settle(everything, *self.runs.add_up(self._measure), moved=False)
+        moved = not self._settle(everything, self.runs.add_up(self._measure), moved=False)
         if moved:
-            self._settle(everything, *self.runs.add_up(self._measure_moved), moved=True)
+            self._settle(everything, self.runs.add_up(self._measure_moved), moved=True)
         self._write_all(moved)
 
     def infer(self, mean: Array, var: Array) -> None:
         """The result with a given mean and variance."""
-        self.mean, self.var = mean, var
         moved = not (mean * mean < _MOST_LOST * (var + self.eps)).all()
         if moved:
             self.origin[:] = mean
-        self._scale(slice(None), mean - self.origin)
+        self._scale(slice(None), mean, var, mean - self.origin)
         self._write_all(moved)
 
     def _write_all(self, moved: bool) -> None:
@@ -125,9 +125,9 @@ class _Forward:
 
     def _whole(self, piece: Piece, memory: Scratch) -> None:
         z = self._wide(piece, memory)
-        if not self._settle(piece.channels, *self._sums(piece, z), moved=False):
+        if not self._settle(piece.channels, self.runs.sums(z, z, piece, memory), moved=False):
             z = self._moved(piece, memory)
-            self._settle(piece.channels, *self._sums(piece, z), moved=True)
+            self._settle(piece.channels, self.runs.sums(z, z, piece, memory), moved=True)
         self._write(piece, z, memory)
 
     def _wide(self, piece: Piece, memory: Scratch) -> Array:
@@ -152,46 +152,46 @@ class _Forward:
             return self.runs.cut(self.out, piece)
         return memory.empty(shape, self.dtype)
 
-    def _sums(self, piece: Piece, z: Array) -> tuple[Array, Array]:
-        return self.runs.sums(z, piece), self.runs.sums(z, piece, z)
+    def _measure(self, piece: Piece, memory: Scratch) -> Array:
+        z = self._wide(piece, memory)
+        return self.runs.sums(z, z, piece, memory)
 
-    def _measure(self, piece: Piece, memory: Scratch) -> tuple[Array, Array]:
-        return self._sums(piece, self._wide(piece, memory))
+    def _measure_moved(self, piece: Piece, memory: Scratch) -> Array:
+        z = self._moved(piece, memory)
+        return self.runs.sums(z, z, piece, memory)
 
-    def _measure_moved(self, piece: Piece, memory: Scratch) -> tuple[Array, Array]:
-        return self._sums(piece, self._moved(piece, memory))
-
-    def _settle(self, channels: slice, total: Array, squares: Array, moved: bool) -> bool:
+    def _settle(self, channels: slice, sums: Array, moved: bool) -> bool:
         """Mean and variance from the sums of x - origin and of its squares.
 
         False, with the origin moved to the mean, where too many digits of the squares cancel the first time.
         """
-        offset = total / self.runs.count
-        rest = squares - offset * total
-        if not moved and (rest * _MOST_LOST < squares).any():
+        offset, squares = sums / self.runs.count
+        var = squares - offset * offset
+        if not moved and (var * _MOST_LOST < squares).any():
             self.origin[channels] = offset
             return False
-        self.mean[channels] = self.origin[channels] + offset if moved else offset
-        np.divide(rest, self.runs.count, out=self.var[channels])
-        self._scale(channels, offset)
+        self._scale(channels, self.origin[channels] + offset if moved else offset, var, offset)
         return True
 
-    def _scale(self, channels: slice, offset: Array) -> None:
-        scale = np.sqrt(self.var[channels] + self.eps)
+    def _scale(self, channels: slice, mean: Array, var: Array, offset: Array) -> None:
+        """What follows from mean and variance; `offset` is the mean of x - origin."""
+        self.mean[channels], self.var[channels] = mean, var
+        scale = np.sqrt(var + self.eps)
         np.divide(1, scale, out=scale)
-        self.inverse_std[channels] = scale
+        self.statistics[0, channels], self.statistics[1, channels] = mean, scale
         if self.weight is not None:
-            scale = scale * self.weight[channels]
-        self.scale[channels] = scale
-        shift = offset * scale
-        self.shift[channels] = -shift if self.bias is None else self.bias[channels] - shift
+            scale *= self.weight[channels]
+        offset = offset * scale
+        self.factors[0, channels] = scale
+        self.factors[1, channels] = -offset if self.bias is None else self.bias[channels] - offset
 
     def _write(self, piece: Piece, z: Array, memory: Scratch) -> None:
         """The result from x - origin."""
         runs, channels = self.runs, piece.channels
         result = self._place(piece, z.shape, memory)
-        np.multiply(z, runs.spread(self.scale[channels], piece), out=result)
-        result += runs.spread(self.shift[channels], piece)
+        scale, shift = runs.spread(self.factors[:, channels], piece)
+        np.multiply(z, scale, out=result)
+        result += shift
         if self.residual is not None:
             np.add(result, runs.cut(self.residual, piece), out=result, dtype=self.dtype, casting="unsafe")
         if self.relu:
@@ -230,12 +230,12 @@ class _Backward:
     def run(self) -> None:
         # x itself serves where its mean is small beside the deviation.
         share = self.mean * self.inverse_std
-        self.centred = not (share * share < _MOST_LOST).all()
+        self.centred = not (share * share).max() < _MOST_LOST
         if self.runs.whole:
             self.runs.share(self._whole)
             return
         if self.wants_sums:
-            self.sums, self.products = self.runs.add_up(self._measure)
+            self._settle(slice(None), self.runs.add_up(self._measure))
         if self.dx is not None or self.dresidual is not None:
             self.runs.share(lambda piece, memory: self._write(piece, self._gradient(piece, memory), None, memory))
 
@@ -243,15 +243,18 @@ class _Backward:
         g, x = self._gradient(piece, memory), None
         if self.wants_sums:
             x = self._input(piece, memory)
-            self.sums[piece.channels], self.products[piece.channels] = self._sums(piece, g, x)
+            self._settle(piece.channels, self.runs.sums(g, x, piece, memory))
         self._write(piece, g, x, memory)
 
-    def _measure(self, piece: Piece, memory: Scratch) -> tuple[Array, Array]:
-        return self._sums(piece, self._gradient(piece, memory), self._input(piece, memory))
+    def _measure(self, piece: Piece, memory: Scratch) -> Array:
+        return self.runs.sums(self._gradient(piece, memory), self._input(piece, memory), piece, memory)
 
-    def _sums(self, piece: Piece, g: Array, x: Array) -> tuple[Array, Array]:
-        sums, products = self.runs.sums(g, piece), self.runs.sums(g, piece, x)
-        return sums, products if self.centred else products - self.mean[piece.channels] * sums
+    def _settle(self, channels: slice, found: Array) -> None:
+        """The sums per channel from those of g and of g times x, or times x - mean."""
+        sums, products = found
+        if not self.centred:
+            products -= self.mean[channels] * sums
+        self.sums[channels], self.products[channels] = sums, products
 
     def _gradient(self, piece: Piece, memory: Scratch) -> Array:
         """dy in the compute type, zero where ReLU stopped it."""
@@ -290,24 +293,32 @@ class _Backward:
         if self.dx is None:
             return
         runs, channels = self.runs, piece.channels
-        scale = self.scale[channels]
         if self.inference:
             d = self._place(piece, g.shape, memory)
-            np.multiply(g, runs.spread(scale, piece), out=d)
+            np.multiply(g, runs.spread(self.scale[channels].astype(self.dtype), piece), out=d)
         else:
             x = self._input(piece, memory) if x is None else x
             d = self._place(piece, g.shape, memory)
-            inverse_std = self.inverse_std[channels]
-            slope = self.products[channels] * inverse_std * inverse_std / -runs.count
-            shift = self.sums[channels] / -runs.count
-            if not self.centred:
-                shift -= slope * self.mean[channels]
-            np.multiply(x, runs.spread(slope, piece), out=d)
+            slope, shift, scale = runs.spread(self._factors(channels), piece)
+            np.multiply(x, slope, out=d)
             d += g
-            d += runs.spread(shift, piece)
-            d *= runs.spread(scale, piece)
+            d += shift
+            d *= scale
         if self.dx.dtype != self.dtype:
             np.copyto(runs.cut(self._of(self.dx), piece), d, casting="unsafe")
+
+    def _factors(self, channels: slice) -> Array:
+        """Slope, shift and scale."""
+        inverse_std = self.inverse_std[channels]
+        slope = self.products[channels] * inverse_std
+        slope *= inverse_std
+        slope /= -self.runs.count
+        shift = self.sums[channels] / -self.runs.count
+        if not self.centred:
+            shift -= slope * self.mean[channels]
+        factors = np.empty((3, len(slope)), self.dtype)
+        factors[0], factors[1], factors[2] = slope, shift, self.scale[channels]
+        return factors
 
     def _of(self, array: Array | None) -> Array:
         assert array is not None
@@ -324,5 +335,5 @@ def _gate(dy: Array, y: Array, out: Array, memory: Scratch) -> None:
     np.bitwise_and(dy.view(bits), keeps, out=out.view(bits))
 
 
-def _move(running: Array, new: Array, factor: float) -> None:
-    running[...] = running * (1 - factor) + (new * factor).astype(compute_dtype(running.dtype))
+def _move(running: Array, new: Array, factor: float, times: float) -> None:
+    np.add(running * (1 - factor), new * (factor * times), out=running, casting="unsafe")

@@ -15,16 +15,16 @@ from .scratch import Scratch, scratch
 _PIECE_BYTES = 4 << 20  # of all arrays; smaller ones are passed on too often
 # A channel of more bytes is cut into pieces, and read twice.
 _CHANNEL_BYTES = 2 << 20
-# Below so many elements one piece is faster than two threads, and than parts of channels one after the other.
-_SMALL = 1 << 20
+# Up to so many elements one piece is faster than two threads, and than parts of channels one after the other.
+_SMALL = 1 << 21
 # Rows of fewer bytes cost more than their bytes where only some of the channels are taken.
 _LEAST_ROW = 256
 # Runs of fewer elements are worked on with one number for each element of an image, not for each channel.
 _LONG_RUN = 4096
-# Shorter rows are joined, up to so many elements: NumPy begins a loop for each.
-_JOINED = 8192
-# From so many elements on a dot product for each run is faster than sums over the images.
-_DOT_RUN = 64
+# From so many elements on dot products of runs are faster than sums over the images.
+_DOT_RUN = 128
+# So many products are written at a time to be added up.
+_PRODUCTS = 1 << 16
 # So many float32 numbers are added before float64 takes over, and at most so many by one call of BLAS.
 _MOST_ROWS = 256
 _LONGEST_DOT = 8192
@@ -53,14 +53,12 @@ class Runs:
         budget = _PIECE_BYTES // arrays
         step = max(1, budget // max(1, channel), -(-_LEAST_ROW // max(1, length * dtype.itemsize)))
         # At least one piece for each of two threads.
-        step = c if n * c * length < _SMALL else min(step, -(-c // 2))
-        self.whole = step * channel <= _CHANNEL_BYTES or n * c * length < _SMALL
+        small = n * c * length <= _SMALL
+        step = c if small else min(step, -(-c // 2))
+        self.whole = small or step * channel <= _CHANNEL_BYTES
         self.pieces = self._whole(step) if self.whole else self._parts(budget // dtype.itemsize)
-        self._joined = 1
-        if self.expands and len(self.pieces) == 1:
-            while n % (2 * self._joined) == 0 and 2 * self._joined * c * length <= _JOINED:
-                self._joined *= 2
         self._ones = np.ones(max(_MOST_ROWS, min(length, _LONGEST_DOT)), dtype)
+        self._wide_ones = np.ones(min(length, _DOT_RUN))
 
     def _whole(self, step: int) -> list[Piece]:
         """Some channels each."""
@@ -89,44 +87,43 @@ class Runs:
     def cut(self, array: Array, piece: Piece) -> Array:
         """The piece of an (N, C, L) array in the form in which numbers of channels are spread over it."""
         part = array[piece] if len(self.pieces) > 1 else array
-        return part.reshape(len(part) // self._joined, -1) if self.expands else part
+        return part.reshape(len(part), -1) if self.expands else part
 
-    def spread(self, vector: Array, piece: Piece) -> Array:
-        """One number per channel so that it broadcasts over a piece."""
-        vector = vector.astype(self.dtype, copy=False)
+    def spread(self, vectors: Array, piece: Piece) -> Array:
+        """Rows of one number per channel so that each broadcasts over a piece."""
         if not self.expands:
-            return vector[:, None]
+            return vectors[..., None]
         length = piece.run.stop - piece.run.start
-        row = vector if length == 1 else vector.repeat(length)
-        return row if self._joined == 1 else row[None].repeat(self._joined, axis=0).reshape(-1)
+        return vectors if length == 1 else vectors.repeat(length, axis=-1)
 
-    def sums(self, a: Array, piece: Piece, b: Array | None = None) -> Array:
-        """For each channel of a piece the sum of a, or of a times b, in float64."""
+    def sums(self, a: Array, b: Array, piece: Piece, memory: Scratch) -> Array:
+        """For each channel of a piece the sum of a, and that of a times b, in float64."""
         channels = piece.channels.stop - piece.channels.start
         length = piece.run.stop - piece.run.start
         if length < _DOT_RUN:
-            return self._sums_over_images(a, b, channels, length)
-        a = a.reshape(-1, channels, length)
-        b = self._ones[:length] if b is None else b.reshape(a.shape)
-        if length <= _LONGEST_DOT:
-            return np.add.reduce(np.vecdot(a, b), axis=0, dtype=np.float64)
-        total = np.zeros(channels)
+            totals = self._sums_over_images(a.reshape(-1, channels * length), b, memory)
+            return totals if length == 1 else totals.reshape(2, channels, length) @ self._wide_ones[:length]
+        a, b = a.reshape(-1, channels, length), b.reshape(-1, channels, length)
+        totals, found = np.zeros((2, channels)), np.empty((2, len(a), channels), self.dtype)
         for part in parallel.split(length, _LONGEST_DOT):
-            other = b if b.ndim == 1 else b[..., part]
-            of_runs = np.vecdot(a[..., part], other[..., : part.stop - part.start])
-            total += np.add.reduce(of_runs, axis=0, dtype=np.float64)
-        return total
+            some = a[..., part]
+            np.vecdot(some, self._ones[: part.stop - part.start], out=found[0])
+            np.vecdot(some, b[..., part], out=found[1])
+            totals += np.add.reduce(found, axis=1, dtype=np.float64)
+        return totals
 
-    def _sums_over_images(self, a: Array, b: Array | None, channels: int, length: int) -> Array:
-        a = a.reshape(-1, channels * length)
-        b = b if b is None else b.reshape(a.shape)
-        rows = max(1, min(_MOST_ROWS, parallel.SMALL_PRODUCT // a.shape[1]))
-        total: Any = 0.0
-        for part in parallel.split(len(a), rows):
-            some = a[part]
-            found = self._ones[: len(some)] @ some if b is None else np.einsum("nc,nc->c", some, b[part])
-            total = total + found if part.start else found.astype(np.float64)
-        return total if length == 1 else np.add.reduce(total.reshape(channels, length), axis=1)
+    def _sums_over_images(self, a: Array, b: Array, memory: Scratch) -> Array:
+        b = b.reshape(a.shape)
+        images, columns = a.shape
+        step = max(1, min(_MOST_ROWS, images, _PRODUCTS // columns))
+        found, products = np.empty((2, columns), self.dtype), memory.empty((step, columns), self.dtype)
+        totals: Any = None
+        for part in parallel.split(images, step):
+            some, ones = a[part], self._ones[: part.stop - part.start]
+            np.matmul(ones, some, out=found[0])
+            np.matmul(ones, np.multiply(some, b[part], out=products[: len(some)]), out=found[1])
+            totals = found.astype(np.float64) if totals is None else totals + found
+        return totals
 
     def share(self, work: Callable[[Piece, Scratch], Result]) -> list[Result]:
         """What `work` returns for each piece."""
@@ -144,12 +141,12 @@ class Runs:
         parallel.share(each, range(len(self.pieces)), parallel.worth(nbytes))
         return results
 
-    def add_up(self, work: Callable[[Piece, Scratch], tuple[Array, Array]]) -> tuple[Array, Array]:
-        """The sums over all pieces of the two vectors that `work` returns for the channels of each."""
+    def add_up(self, work: Callable[[Piece, Scratch], Array]) -> Array:
+        """The sums over all pieces of the vectors, two for the channels of each, that `work` returns."""
         totals = np.zeros((2, self.shape[1]))
         for piece, found in zip(self.pieces, self.share(work), strict=True):
             totals[:, piece.channels] += found
-        return totals[0], totals[1]
+        return totals
 
 
 runs_of = lru_cache(maxsize=256)(Runs)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 
 import numpy as np
@@ -39,15 +37,19 @@ class Scratch:
         self._used = 0
 
 
-@contextmanager
-def scratch() -> Iterator[Scratch]:
+class scratch:
     """This thread's memory; for a call inside another call the thread keeps a second one."""
-    kept = getattr(_kept, "memories", None)
-    if kept is None:
-        kept = _kept.memories = []
-    memory = kept.pop() if kept else Scratch()
-    try:
-        yield memory
-    finally:
-        memory.clear()
-        kept.append(memory)
+
+    __slots__ = ("kept", "memory")
+
+    def __enter__(self) -> Scratch:
+        kept = getattr(_kept, "memories", None)
+        if kept is None:
+            kept = _kept.memories = []
+        self.kept: list[Scratch] = kept
+        self.memory = kept.pop() if kept else Scratch()
+        return self.memory
+
+    def __exit__(self, *exception: object) -> None:
+        self.memory.clear()
+        self.kept.append(self.memory)
