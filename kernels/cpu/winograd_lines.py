@@ -1,8 +1,8 @@
 """Winograd's convolution (`winograd.py`) of small images, a whole line at a time, on the threads of BLAS.
 
 What all tiles of a line see is one product of the line with a banded matrix, whose band has Bᵀ once for each tile;
-padding is columns that the band has lost. A line of more tiles than a few is cut into segments. Images become tiles by two such products, and come back by two. BLAS takes
-what is transposed as it lies, so nothing is copied:
+padding is columns that the band has lost. A line of more than a few tiles is cut into segments. Images become tiles by
+two such products, and come back by two. BLAS takes what is transposed as it lies, so nothing is copied:
 
     lines     (6, across, n, C, H)        = band of the width · imagesᵀ (W, n C H)
     tiles     (6, 6, down, across, n, C)  = band of the height · linesᵀ
