@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.cpu.results import Memory
 from .backend import array_module
 from .grad_mode import mode
 from .operation import Edge, Operation
@@ -59,8 +60,9 @@ def _own_array(grads: list[Tensor]) -> Any:
     """The array of the one tensor in `grads`, which leaves the list; a copy if anyone else can see its memory."""
     array = grads.pop()._data
     owner = array if array.base is None else array.base
-    seen = sys.getrefcount(array) > _LOCAL + (owner is array) or sys.getrefcount(owner) > _LOCAL + 1
-    if seen or type(owner) is not type(array) or owner.base is not None or owner.nbytes != array.nbytes:
+    kept = type(owner) is Memory  # for the next result
+    seen = sys.getrefcount(array) > _LOCAL + (owner is array) or sys.getrefcount(owner) > _LOCAL + 1 + kept
+    if seen or not (kept or type(owner) is type(array)) or owner.base is not None or owner.nbytes != array.nbytes:
         return array.copy()
     return array if array.flags.c_contiguous else array.copy()
 

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from ..geometry import Sizes
+from . import results
 from .conv_choice import Problem
 from .parallel import evenly, split
 
@@ -28,7 +29,7 @@ def forward(
     run: Callable[[Problem, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """y, from what `run` makes of each part of the problem and of x."""
-    y = np.empty(problem.y_shape, x.dtype)
+    y = results.empty(problem.y_shape, x.dtype)
     for images, *axes in boxes:
         part, seen = _of_outputs(problem, images, axes)
         y[(images, slice(None), *axes)] = run(part, x[seen])
@@ -41,7 +42,7 @@ def input_grad(
     boxes: list[Slices],
     run: Callable[[Problem, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    dx = np.empty(problem.x_shape, dy.dtype)
+    dx = results.empty(problem.x_shape, dy.dtype)
     for images, *axes in boxes:
         part, reached = _of_inputs(problem, images, axes)
         dx[(images, slice(None), *axes)] = run(part, dy[reached]) if 0 not in part.y_shape[2:] else 0

@@ -17,6 +17,7 @@ from . import (
     images,
     interleaved,
     joined,
+    results,
     volumes,
     winograd_lines,
     winograd_tiles,
@@ -66,7 +67,7 @@ def conv_input_grad(
     weight = weight[:, :, *taps]
     if not leaves_gaps(problem):
         return _input_grad(problem, dy, weight)
-    dx = np.zeros(input_shape, dy.dtype)
+    dx = results.zeros(input_shape, dy.dtype)
     problem, seen = without_gaps(problem, dx)
     np.copyto(seen, _input_grad(problem, dy, weight))
     return dx
@@ -86,7 +87,7 @@ def conv_weight_grad(
     seen = _weight_grad(problem, dy, x)
     if seen.shape == weight_shape:
         return seen
-    dw = np.zeros(weight_shape, dy.dtype)
+    dw = results.zeros(weight_shape, dy.dtype)
     dw[:, :, *taps] = seen
     return dw
 

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from ..geometry import Padding
-from . import conv_choice, parallel
+from . import conv_choice, parallel, results
 from .columns import Block, Piece, Unfolding
 from .conv_choice import Problem
 from .parallel import SMALL_PRODUCT
@@ -31,13 +31,14 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
     groups, outputs, inside = problem.groups, problem.outputs, problem.inside
     filters = weight.astype(problem.computed, copy=False).reshape(groups, outputs, inside, *problem.taps)
     unfolding, small = _unfolding(problem, may_pitch=bool(np.isfinite(filters).all()))
-    dx = np.empty((len(dy), groups, inside, *problem.x_shape[2:]), dy.dtype)
+    dx = results.empty(problem.x_shape, dy.dtype)
+    grouped = dx.reshape(len(dy), groups, inside, *problem.x_shape[2:])
     transposed = filters.transpose(0, 2, 3, 4, 1)
     rows = slice(0, dy.shape[2])
 
     def work(blocks: Iterator[Block]) -> None:
         for block in blocks:
-            target = dx[block]
+            target = grouped[block]
             grads = _gradients(dy, unfolding, Piece(block.images, rows), outputs, block.groups)
             factors = transposed[block.groups, block.channels].reshape(target.shape[1], -1, outputs)
             columns = np.empty((*target.shape[:2], factors.shape[1], grads.shape[3]), filters.dtype)
@@ -48,7 +49,7 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
             np.copyto(target, folded.reshape(target.shape), casting="unsafe")
 
     parallel.share(work, unfolding.blocks(), None if small else 1)
-    return dx.reshape(problem.x_shape)
+    return dx
 
 
 def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -77,14 +78,15 @@ def _forward(problem: Problem, x: np.ndarray, filters: np.ndarray, bias: np.ndar
     groups, outputs, _ = filters.shape
     n, _, p, q = problem.y_shape
     unfolding, small = _unfolding(problem)
-    y = np.empty((n, groups, outputs, p, q), x.dtype)
+    y = results.empty(problem.y_shape, x.dtype)
+    grouped = y.reshape(n, groups, outputs, p, q)
     straight = y.dtype == filters.dtype and unfolding.pitch == q
 
     def work(pieces: Iterator[Piece]) -> None:
         buffers = unfolding.buffers()
         for piece in pieces:
             seen = unfolding.unfold(x, piece, buffers)
-            target = y[piece.images, :, :, piece.rows]
+            target = grouped[piece.images, :, :, piece.rows]
             if straight:
                 flat = y.reshape(n, groups, outputs, p * q)[piece.images]
                 np.matmul(filters, seen, out=flat[..., piece.rows.start * q : piece.rows.stop * q])
@@ -98,7 +100,7 @@ def _forward(problem: Problem, x: np.ndarray, filters: np.ndarray, bias: np.ndar
                     np.add(product, bias, out=target, casting="unsafe")
 
     parallel.share(work, unfolding.pieces(), None if small else 1)
-    return y.reshape(problem.y_shape)
+    return y
 
 
 def _weight_grad(dy: np.ndarray, x: np.ndarray, unfolding: Unfolding, small: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from . import conv_choice, parallel
+from . import conv_choice, parallel, results
 from .conv_choice import Problem
 from .scratch import Scratch, scratch
 
@@ -23,7 +23,7 @@ _COPIED = 8
 
 
 def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    y = np.empty(problem.y_shape, x.dtype)
+    y = results.empty(problem.y_shape, x.dtype)
     filters = _filters(problem, weight)
     if bias is not None:
         bias = bias.astype(problem.computed, copy=False)[:, None, None]
@@ -46,7 +46,7 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
 
 
 def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    dx = np.empty(problem.x_shape, dy.dtype)
+    dx = results.empty(problem.x_shape, dy.dtype)
     filters = _filters(problem, weight).swapaxes(1, 2)
 
     def work(blocks: Iterator[slice]) -> None:
@@ -64,7 +64,8 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
 
 def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     blocks = _blocks(problem)
-    dw = (np.empty if blocks else np.zeros)((problem.groups, problem.outputs, problem.depth), problem.computed)
+    dw = (results.empty if blocks else np.zeros)(problem.weight_shape, problem.computed)
+    sums = dw.reshape(problem.groups, problem.outputs, problem.depth)
 
     def work(blocks: Iterator[slice]) -> None:
         with scratch() as memory:
@@ -73,12 +74,12 @@ def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
                 grads = _grads(problem, dy[block], memory)
                 columns = _columns(problem, x[block], memory).swapaxes(1, 2)
                 if block.start == 0:
-                    np.matmul(grads, columns, out=dw)
+                    np.matmul(grads, columns, out=sums)
                 else:
-                    _add_product(grads, columns, dw, memory)
+                    _add_product(grads, columns, sums, memory)
 
     parallel.share(work, blocks, 1)
-    return dw.reshape(problem.weight_shape).astype(dy.dtype, copy=False)
+    return dw.astype(dy.dtype, copy=False)
 
 
 def _blocks(problem: Problem) -> list[slice]:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..geometry import Pads, Pair, Sizes
-from . import conv_choice, parallel
+from . import conv_choice, parallel, results
 from .conv_choice import Problem
 from .images import reach
 from .scratch import Scratch, scratch
@@ -141,7 +141,7 @@ def _convolve(
     """The convolution of `shape`."""
     before = (padding[0][0], padding[1][0])
     inputs, outputs = _inputs(x.shape[2:], shape[2:], before), _outputs(shape[2:])
-    y = np.empty(shape, x.dtype)
+    y = results.empty(shape, x.dtype)
     blocks, most = _blocks(shape, x.shape[1])
     with scratch() as memory, np.errstate(all="ignore"):
         first, second, spare = (memory.empty((size,), _F32) for size in (most, most, most // SIDE))
@@ -178,7 +178,7 @@ def _sum(
     groups, inside = problem.groups, problem.inside
     before = (problem.padding[0][0], problem.padding[1][0])
     inputs, outputs = _inputs(x.shape[2:], dy.shape[2:], before), _outputs(dy.shape[2:])
-    dw = np.empty(problem.weight_shape, _F32)
+    dw = results.empty(problem.weight_shape, _F32)
     begun = False
     with scratch() as memory, np.errstate(all="ignore"):
         first, second = memory.empty((most,), _F32), memory.empty((most,), _F32)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..geometry import Pads, Pair, Sizes
-from . import conv_choice, parallel
+from . import conv_choice, parallel, results
 from .conv_choice import Problem
 from .images import reach
 from .parallel import SMALL_PRODUCT
@@ -93,7 +93,7 @@ def _by_blocks(
     groups = filters.shape[1]
     across = -(-shape[3] // TILE)
     before = (padding[0][0], padding[1][0])
-    y = np.empty(shape, x.dtype)
+    y = results.empty(shape, x.dtype)
     finite = True
 
     def work(blocks: Iterator[_Block]) -> None:

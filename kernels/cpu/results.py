@@ -1,0 +1,83 @@
+"""Memory for large results, used again when nobody holds it any more.
+
+The allocator gives back to the system what a training step frees at its end, and to touch fresh pages again costs more
+than to compute in them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+
+# Smaller arrays the allocator has in stock.
+_LEAST_BYTES = 1 << 20
+# Of all that is kept, in use or not. Beyond it results are arrays like any other.
+_MOST_BYTES = 256 << 20
+
+# By size. What is examined is taken out, so that no two threads take the same.
+_kept: dict[int, deque[Memory]] = {}
+
+
+class Memory(np.ndarray):
+    """The bytes of one result, whose array refers to them."""
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array, its values undefined."""
+    size = prod(shape) * dtype.itemsize
+    if size < _LEAST_BYTES:
+        return np.empty(shape, dtype)
+    same = _kept.setdefault(size, deque())
+    memory = next(_unused(same), None)
+    if memory is None:
+        if not _has_room(size):
+            return np.empty(shape, dtype)
+        memory = Memory((size,), np.uint8)
+    array = np.ndarray(shape, dtype, memory)
+    same.append(memory)
+    return array
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A new array of zeros."""
+    if prod(shape) * dtype.itemsize < _LEAST_BYTES:
+        return np.zeros(shape, dtype)
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
+
+
+def _unused(same: deque[Memory]) -> Iterator[Memory]:
+    """Take out what nobody holds, one by one."""
+    for _ in range(len(same)):
+        try:
+            memory = same.popleft()
+        except IndexError:  # other threads have taken the rest
+            return
+        if sys.getrefcount(memory) == _LOCAL:
+            yield memory
+        else:
+            same.append(memory)
+
+
+def _has_room(size: int) -> bool:
+    """Whether so much more may be kept, for which others that nobody holds are given up."""
+    total = size + sum(len(same) * each for each, same in list(_kept.items()))
+    for each, same in list(_kept.items()):
+        for _ in _unused(same) if total > _MOST_BYTES else ():
+            total -= each
+            if total <= _MOST_BYTES:
+                break
+    return total <= _MOST_BYTES
+
+
+def _references_of_a_local() -> int:
+    value = object()
+    return sys.getrefcount(value)
+
+
+_LOCAL = _references_of_a_local()  # 2, or 1 where the interpreter lends arguments
