@@ -65,8 +65,13 @@ def check_may_change(target: Tensor, name: str) -> None:
                     f"{name}: a view made under no_grad() or returned by a Function cannot be changed in place in "
                     "grad mode; make the view in grad mode, or clone() it first"
                 )
-    array = target._data
-    if array.size and any(step == 0 and size > 1 for step, size in zip(array.strides, array.shape, strict=True)):
+    check_memory(target._data, name)
+
+
+def check_memory(array: Any, name: str) -> None:
+    """Raise where an array's memory is read-only, or one place of it several elements."""
+    steps = array.strides
+    if 0 in steps and array.size and any(step == 0 and n > 1 for step, n in zip(steps, array.shape, strict=True)):
         raise RuntimeError(f"{name}: several elements of an expanded tensor are one in memory; clone() it first")
     if not getattr(array.flags, "writeable", True):
         raise RuntimeError(f"{name}: the tensor's memory is read-only; clone() it first")
@@ -103,11 +108,16 @@ def assign(target: Tensor, value: Tensor) -> Tensor:
     return record_change(target, edge)
 
 
-def record_change(target: Tensor, edge: Edge | None) -> Tensor:
-    """Note that the memory of `target` has changed, and that gradients of all of it now go to `edge`."""
+def count_change(target: Tensor) -> None:
+    """Note that the memory of `target` has changed, though nothing that a gradient flows to."""
     target._versions[0] += 1
     if mode.recorder is not None:
         mode.recorder.in_place(target)
+
+
+def record_change(target: Tensor, edge: Edge | None) -> Tensor:
+    """Note that the memory of `target` has changed, and that gradients of all of it now go to `edge`."""
+    count_change(target)
     if not mode.grad:
         return target
     base, steps = (target, ()) if target._view is None else (target._view.base, target._view.steps)

@@ -6,6 +6,7 @@ import pytest
 
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda
+from adjoint.kernels.geometry.checks import remembered
 from adjoint.kernels.interface.checks import side
 
 
@@ -49,3 +50,31 @@ def test_the_type_of_the_array_chooses_the_side(monkeypatch):
 def test_arrays_of_two_kinds():
     with pytest.raises(TypeError, match="conv2d: all arrays must live on one device, got: x is NumPy, weight is CuPy"):
         kernels.conv(np.zeros((1, 1, 4, 4), np.float32), cupy_like(), None, *SETTINGS)
+
+
+def test_what_is_remembered_differs_by_type():
+    calls = []
+
+    @remembered
+    def check(*arguments):
+        calls.append(arguments)
+        if arguments[0] == "wrong":
+            raise ValueError(arguments)
+        return len(calls)
+
+    different = [(1, (2, 3)), (1.0, (2, 3)), (True, (2, 3)), (1, [2, 3]), (1, (2, None)), (np.int64(1), (2, 3))]
+    assert [check(*arguments) for arguments in different] == [1, 2, 3, 4, 5, 6]
+    assert [check(*arguments) for arguments in different] == [1, 2, 3, 4, 5, 6]
+    for count in (7, 8):
+        with pytest.raises(ValueError, match="wrong"):
+            check("wrong", 1)
+        assert len(calls) == count
+    assert check(object(), 1) == 9 and check(object(), 1) == 10
+
+
+def test_a_setting_that_equals_a_good_one_is_still_an_error():
+    x = np.zeros((1, 1, 4, 4), np.float32)
+    kernels.conv(x, x, None, *SETTINGS)
+    for stride in ((1.0, 1.0), (True, True), [1, 1]):
+        with pytest.raises(ValueError, match="stride must be"):
+            kernels.conv(x, x, None, stride, *SETTINGS[1:])

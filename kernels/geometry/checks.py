@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import marshal
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -13,6 +15,33 @@ Sizes = tuple[int, ...]  # one for each axis, or a whole shape
 # Of so many axes the last; and the inputs of one, two and three.
 AXES = ("depth", "height", "width")
 INPUTS = ("(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
+
+Check = TypeVar("Check", bound=Callable[..., Any])
+_MOST_REMEMBERED = 4096
+
+
+def remembered(check: Check) -> Check:
+    """A function of numbers, names and tuples of them that works once for each list of arguments, unless it raises.
+
+    Unlike functools.lru_cache it takes 1, 1.0 and True for different arguments, and lists too.
+    """
+    known: dict[bytes, Any] = {}
+
+    @functools.wraps(check)
+    def ask(*args: Any) -> Any:
+        try:
+            key = marshal.dumps(args, 2)  # its second version writes equal values alike
+        except ValueError:  # not of Python's own types
+            return check(*args)
+        result = known.get(key)
+        if result is None:
+            result = check(*args)
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[key] = result
+        return result
+
+    return ask  # type: ignore[return-value]
 
 
 def check_same(operation: str, got: Sequence[int], wanted: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .checks import AXES, INPUTS, Sizes, is_int, is_pair
+from .checks import AXES, INPUTS, Sizes, is_int, is_pair, remembered
 
 Pads = tuple[tuple[int, int], ...]
 
@@ -22,6 +22,7 @@ def conv_name(stride: Any, suffix: str = "") -> str:
     return f"conv{rank}d{suffix}" if 1 <= rank <= 3 else f"conv{suffix}"
 
 
+@remembered
 def conv(
     x_shape: Sequence[int],
     weight_shape: Sequence[int],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .checks import AXES, INPUTS, Sizes, check_same, is_int
+from .checks import AXES, INPUTS, Sizes, check_same, is_int, remembered
 
 _NUMBERS = ("a tuple of one integer", "two integers", "three integers")
 
@@ -16,6 +16,7 @@ def rank_of(operation: str, name: str, sizes: Sizes) -> int:
     return len(sizes)
 
 
+@remembered
 def max_pool(
     x_shape: Sequence[int],
     kernel_size: Sizes,
@@ -85,6 +86,7 @@ def max_pool_scatter(
     check_same(f"max_pool{len(kernel_size)}d_scatter", dy_shape, tuple(offsets_shape))
 
 
+@remembered
 def avg_pool(
     x_shape: Sequence[int],
     kernel_size: Sizes,
@@ -116,6 +118,7 @@ def avg_pool_grad(
     check_same(f"avg_pool{len(kernel_size)}d_input_grad", dy_shape, wanted)
 
 
+@remembered
 def lp_pool(
     x_shape: Sequence[int],
     norm_type: float,
@@ -151,6 +154,7 @@ def lp_pool_grad(
         raise ValueError(f"{operation}: y must have the shape {wanted}, got {tuple(y_shape)}")
 
 
+@remembered
 def adaptive_pool(operation: str, x_shape: Sequence[int], output_size: Sizes, suffix: str = "") -> Sizes:
     """Shape of an input pooled to `output_size`; window o of an axis is [floor(o I / O), ceil((o + 1) I / O))."""
     rank = rank_of(operation, "output_size", output_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -56,6 +57,20 @@ def check_arrays(operation: str, **arrays: Array | None) -> None:
     if len(set(dtypes.values())) > 1:
         listing = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"{operation}: all arrays must have one dtype, got: {listing}")
+
+
+def is_plain(x: Any) -> bool:
+    """Whether x is a NumPy array of float32 or float64."""
+    return type(x) is np.ndarray and x.dtype.char in "fd"
+
+
+def all_like(x: np.ndarray, arrays: Iterable[Array | None], shape: tuple[int, ...]) -> bool:
+    """Whether those that are not None are NumPy arrays of this shape and of the dtype of x."""
+    dtype = x.dtype
+    for array in arrays:
+        if array is not None and (type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape):
+            return False
+    return True
 
 
 def check_vectors(operation: str, x: Array, **vectors: Array | None) -> None:

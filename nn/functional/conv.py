@@ -7,6 +7,7 @@ from typing import Any
 from ...engine import Tensor
 from ...engine.grad_mode import is_grad_enabled
 from ...engine.operations.convolution import Convolution, ConvolutionActivation
+from ...kernels.geometry.checks import remembered
 from ...kernels.geometry.conv import ACTIVATIONS
 from .activation import silu
 from .checks import check_tensor, per_axis, sides, with_batch
@@ -131,6 +132,10 @@ def _checked(
         raise ValueError(f"{name}: weight must have the shape {filters}, got {weight.shape}")
     if bias is not None:
         check_tensor(name, "bias", bias)
+    return batch, {**_settings(name, axes, weight.shape[2:], stride, padding, dilation), "groups": groups}
+
+
+@remembered
+def _settings(name: str, axes: int, taps: tuple[int, ...], stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
     stride, dilation = per_axis(name, "stride", stride, axes, 1), per_axis(name, "dilation", dilation, axes, 1)
-    around = sides(name, padding, weight.shape[2:], stride, dilation)
-    return batch, {"stride": stride, "padding": around, "dilation": dilation, "groups": groups}
+    return {"stride": stride, "padding": sides(name, padding, taps, stride, dilation), "dilation": dilation}

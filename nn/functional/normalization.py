@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 from ...engine import Tensor
-from ...engine.grad_mode import mode, no_grad
-from ...engine.inplace import check_may_change, record_change
+from ...engine.grad_mode import mode
+from ...engine.inplace import check_memory, count_change
 from ...engine.operations.batch_norm import BatchNorm
 from .checks import check_tensor
+
+_TENSORS = ("input", "running_mean", "running_var", "weight", "bias", "residual", "num_batches_tracked")
 
 
 def batch_norm(
@@ -31,34 +33,24 @@ def batch_norm(
     variance with N - 1); else they are the running ones. `num_batches_tracked`, 0-d int64, counts the batches of
     training; momentum=None stands for its reciprocal, which makes the running ones plain means over all batches.
     """
-    check_tensor("batch_norm", "input", input)
-    given = {
-        "running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias,
-        "residual": residual, "num_batches_tracked": num_batches_tracked,
-    }  # fmt: skip
-    for name, tensor in given.items():
-        if tensor is not None and type(tensor) is not Tensor:
+    tensors = (input, running_mean, running_var, weight, bias, residual, num_batches_tracked)
+    for name, tensor in zip(_TENSORS, tensors, strict=True):
+        if tensor is not None or name == "input":
             check_tensor("batch_norm", name, tensor)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: running_mean and running_var must be given both or neither")
     statistics = [t for t in (running_mean, running_var, num_batches_tracked) if t is not None]
-    changed: list[Tensor] = []
     if not training:
         if running_mean is None:
             raise ValueError("batch_norm: expected running_mean and running_var, or training=True")
-    else:
-        if input.ndim > 1 and math.prod(input.shape) == input.shape[1] > 0:
-            raise ValueError(
-                f"batch_norm: expected more than one value per channel in training, got shape {input.shape}"
-            )
-        changed = statistics
+    elif len(shape := input.shape) > 1 and math.prod(shape) == shape[1] > 0:
+        raise ValueError(f"batch_norm: expected more than one value per channel in training, got shape {shape}")
     if mode.recorder is not None:
         for tensor in statistics:
             mode.recorder.uses(tensor)
-    if changed:
-        with no_grad():
-            for tensor in changed:
-                check_may_change(tensor, "batch_norm")
+    changed = statistics if training else []
+    for tensor in changed:
+        check_memory(tensor._data, "batch_norm")
     result = BatchNorm.apply(
         input,
         weight,
@@ -72,8 +64,6 @@ def batch_norm(
         momentum=momentum,
         num_batches_tracked=None if num_batches_tracked is None else num_batches_tracked._data,
     )
-    if changed:
-        with no_grad():
-            for tensor in changed:
-                record_change(tensor, None)
+    for tensor in changed:
+        count_change(tensor)
     return result

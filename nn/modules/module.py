@@ -56,8 +56,10 @@ class Module(Hooked):
             raise TypeError(f"cannot assign {type(value).__name__} as {name!r}: expected {wanted} or None")
 
     def __getattr__(self, name: str) -> Any:
-        if (store := self._store_of(name)) is not None:
-            return self.__dict__[store][name]
+        fields = self.__dict__
+        for store in _STORES:
+            if store in fields and name in fields[store]:
+                return fields[store][name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __delattr__(self, name: str) -> None:
