@@ -29,8 +29,8 @@ ALL = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
 @pytest.mark.parametrize(
     "x_shape, weight_shape, others, wanted",
     [
-        ((64, 1, 28, 28), (6, 1, 5, 5), {}, "interleaved"),
-        ((64, 6, 14, 14), (16, 6, 5, 5), {}, "interleaved"),
+        ((64, 1, 28, 28), (13, 1, 5, 5), {}, "interleaved"),
+        ((64, 6, 14, 14), (16, 6, 5, 5), {}, "joined"),
         ((32, 3, 32, 32), (32, 3, 3, 3), {"padding": 1}, "columns"),
         ((32, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "winograd tiles"),
         ((8, 256, 14, 14), (256, 256, 3, 3), {"padding": 1}, "winograd lines"),

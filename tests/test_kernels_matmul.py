@@ -9,7 +9,6 @@ import pytest
 import adjoint as ad
 from adjoint import kernels
 from adjoint.engine.operations import linalg
-from adjoint.kernels.cpu.parallel import SMALL_PRODUCT
 from adjoint.kernels.geometry.matmul import Batch, Lines, batches, lines
 
 ROUNDING = {"float32": 2e-6, "float64": 1e-14, "float16": 1e-3, "bfloat16": 8e-3}
@@ -29,25 +28,6 @@ def test_equals_the_sums_in_float64(a, b, dtype):
     wanted = np.matmul(a.astype(np.float64), b.astype(np.float64))
     assert isinstance(got, np.ndarray) and got.dtype == a.dtype and got.shape == wanted.shape and got.flags.c_contiguous
     np.testing.assert_allclose(got.astype(np.float64), wanted, atol=ROUNDING[dtype] * 10, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("turned", [False, True])
-def test_medium_products_are_made_in_parts(turned, dtype, monkeypatch):
-    a, b = normal(67, 301, dtype=dtype), normal(301, 131, dtype=dtype, seed=1)
-    given = (np.asfortranarray(a), np.asfortranarray(b)) if turned else (a, b)
-    wanted = a.astype(np.float64) @ b.astype(np.float64)
-    sizes = []
-
-    def spy(a, b, out):
-        sizes.append(a.shape[-2] * a.shape[-1] * b.shape[-1])
-        return matmul(a, b, out=out)
-
-    matmul = np.matmul
-    monkeypatch.setattr(np, "matmul", spy)
-    got = kernels.matmul(*given)
-    assert sizes and max(sizes) <= SMALL_PRODUCT
-    np.testing.assert_allclose(got.astype(np.float64), wanted, atol=ROUNDING[dtype] * 100, rtol=ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

@@ -18,6 +18,7 @@ from . import (
     interleaved,
     joined,
     results,
+    rows_at_once,
     volumes,
     winograd_lines,
     winograd_tiles,
@@ -33,6 +34,7 @@ _MODULES: dict[str, Any] = {
     "winograd tiles": winograd_tiles,
     "joined": joined,
     "interleaved": interleaved,
+    "rows at once": rows_at_once,
     "columns": images,
 }
 

@@ -53,6 +53,13 @@ MOST_PLAIN = 16
 JOINED_BLOCK_BYTES = 4 << 20
 JOINED_SUM_BYTES = 2 << 20
 
+# Rows at once: BLAS is quick with so many rows of a matrix, and more than a few rows of the output are more products
+# with zeros than columns saved. A block has the columns of enough images for long runs.
+FILTER_ROWS = 24
+MOST_ROWS = 4
+LEAST_IMAGES = 16
+ROWS_BLOCK_BYTES = 4 << 20
+
 # Columns of a piece: of small products for one of our threads each, of large ones for the threads of BLAS.
 SMALL_PIECE_BYTES = 1 << 20
 LARGE_PIECE_BYTES = 4 << 20
@@ -122,6 +129,18 @@ class Problem:
         return self.computed.itemsize * rows * self.y_shape[2] * max(self.y_shape[3], self.x_shape[3])
 
     @property
+    def rows_at_once(self) -> int:
+        """Rows of the output that fill a matrix with their filters."""
+        return max(1, min(MOST_ROWS, FILTER_ROWS // self.weight_shape[0], self.y_shape[2]))
+
+    @property
+    def rows_bytes(self) -> int:
+        """The columns of an image and its outputs, taken so many rows at once."""
+        rows, taps = self.rows_at_once, self.taps
+        depth = self.inside * (taps[0] + rows - 1) * taps[1] + self.weight_shape[0] * rows
+        return self.computed.itemsize * depth * -(-self.y_shape[2] // rows) * self.y_shape[3]
+
+    @property
     def columns_bytes(self) -> int:
         """The columns of an image; its padded input or its outputs if they are more."""
         padded = (size + sum(around) for size, around in zip(self.x_shape[2:], self.padding, strict=True))
@@ -177,8 +196,20 @@ def _has_many_tiles(p: Problem) -> bool:
     return prod(p.tiles) >= LEAST_TILES and narrow
 
 
+def _has_few_filters(p: Problem) -> bool:
+    """Few filters over a batch of images so small that a block has many."""
+    many = p.x_shape[0] >= LEAST_IMAGES and min(*p.x_shape, *p.y_shape) > 0
+    return many and p.rows_at_once > 1 and LEAST_IMAGES * p.columns_bytes <= ROWS_BLOCK_BYTES
+
+
+def _shares_columns(p: Problem) -> bool:
+    """Rows of the output that see the same rows of the input, which a product takes at once."""
+    dense = p.groups == 1 and {*p.stride, *p.dilation} == {1} and p.taps[0] > 1
+    return p.operation != INPUT_GRAD and dense and _has_few_filters(p)
+
+
 def _fits_one_product(p: Problem) -> bool:
-    few = prod(p.y_shape[2:]) <= (MOST_POSITIONS if p.depth > p.inside else MOST_PLAIN)
+    few = prod(p.y_shape[2:]) <= (MOST_POSITIONS if p.depth > p.inside else MOST_PLAIN) or _has_few_filters(p)
     return few and min(*p.x_shape, *p.y_shape) > 0 and p.columns_bytes <= JOINED_BLOCK_BYTES
 
 
@@ -189,7 +220,7 @@ def _has_small_images(p: Problem) -> bool:
     fits = p.x_shape[0] > 0 and 0 < p.image_bytes <= IMAGE_BLOCK_BYTES
     # dy is unfolded along the width as it is, without zeros between what a stride keeps apart.
     unfolds = p.operation != INPUT_GRAD or p.stride[1] == 1
-    return few and thin and fits and unfolds and p.depth > p.inside
+    return few and thin and fits and unfolds and p.depth > p.inside and not _fits_one_product(p)
 
 
 def _is_cheaper_unfolded(p: Problem) -> bool:
@@ -213,6 +244,7 @@ TABLE = (
     Row("volumes", _has_volumes),
     Row("winograd lines", _has_short_lines),
     Row("winograd tiles", _has_many_tiles),
+    Row("rows at once", _shares_columns),
     Row("interleaved", _has_small_images),
     Row("flipped", _is_cheaper_unfolded),
     Row("joined", _fits_one_product),

@@ -8,12 +8,6 @@ import numpy as np
 
 from .activation import activation as activated
 from .arithmetic import compute_dtype
-from .parallel import SMALL_PRODUCT
-from .products import multiply
-
-# The threads of BLAS halve the time of a product and then spin beside ours for 26 ms: not worth it for up to so many
-# multiplications.
-_MOST_ALONE = 6 * SMALL_PRODUCT
 
 Array = np.ndarray
 
@@ -23,7 +17,7 @@ def matmul(a: Array, b: Array, bias: Array | None = None, activation: str | None
     if half:
         wide = compute_dtype(dtype)
         a, b, bias = a.astype(wide), b.astype(wide), None if bias is None else bias.astype(wide)
-    product = _of_matrices(a, b) if a.ndim == 2 == b.ndim else _product(a, b)
+    product = a @ b if a.ndim == 2 == b.ndim else _product(a, b)
     if bias is not None:
         product += bias
     if activation is not None:
@@ -31,18 +25,9 @@ def matmul(a: Array, b: Array, bias: Array | None = None, activation: str | None
     return product.astype(dtype) if half else product
 
 
-def _of_matrices(a: Array, b: Array) -> Array:
-    (rows, inside), columns = a.shape, b.shape[1]
-    if not SMALL_PRODUCT < rows * inside * columns <= _MOST_ALONE:
-        return a @ b
-    product = np.empty((rows, columns), a.dtype)
-    multiply(a, b, product)
-    return product
-
-
 def _product(a: Array, b: Array) -> Array:
     if a.ndim > 2 and b.ndim == 2:  # one large product instead of many small ones
         rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
-        return _of_matrices(rows, b).reshape(*a.shape[:-1], b.shape[-1])
+        return (rows @ b).reshape(*a.shape[:-1], b.shape[-1])
     product = a @ b  # of two vectors a number, of operands with leading dims in another order not in C order
     return product if type(product) is np.ndarray and product.flags.c_contiguous else np.asarray(product, order="C")

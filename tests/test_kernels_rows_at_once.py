@@ -1,0 +1,102 @@
+"""Convolution with few filters, several rows of the output at once."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from naive_conv import naive
+
+from adjoint import kernels
+from adjoint.kernels.cpu import conv_choice, rows_at_once
+from adjoint.kernels.cpu.conv_choice import FORWARD, WEIGHT_GRAD
+
+# (x shape, weight shape, padding)
+CASES = [
+    ((5, 1, 12, 11), (6, 1, 5, 5), ((0, 0), (0, 0))),
+    ((5, 1, 10, 6), (6, 1, 3, 3), ((0, 0), (0, 0))),
+    ((3, 2, 7, 5), (1, 2, 2, 1), ((0, 0), (0, 0))),
+    ((17, 3, 6, 7), (8, 3, 3, 3), ((1, 1), (1, 1))),
+    ((5, 2, 9, 6), (12, 2, 4, 2), ((3, 0), (0, 2))),
+    ((2, 1, 5, 4), (5, 1, 5, 3), ((0, 2), (1, 0))),
+]
+
+
+def operands(case, dtype):
+    x_shape, weight_shape, padding = case
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal(x_shape).astype(dtype), rng.standard_normal(weight_shape).astype(dtype)
+    arguments = ((1, 1), padding, (1, 1), 1)
+    y, dy, _, dw = naive(x, weight, lambda shape: rng.standard_normal(shape).astype(dtype), *arguments)
+    bias = rng.standard_normal(weight_shape[:1]).astype(dtype)
+    return x, weight, bias, dy, (y + bias.astype(np.float64)[:, None, None], dw)
+
+
+def problem(operation, x, weight, dy, padding):
+    return conv_choice.Problem(operation, x.shape, weight.shape, dy.shape, (1, 1), padding, (1, 1), 1, x.dtype)
+
+
+def both(x, weight, bias, dy, padding):
+    return (
+        rows_at_once.forward(problem(FORWARD, x, weight, dy, padding), x, weight, bias),
+        rows_at_once.weight_grad(problem(WEIGHT_GRAD, x, weight, dy, padding), dy, x),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("block", [1, 2, 100])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_naive_loops(case, block, dtype, monkeypatch):
+    x, weight, bias, dy, wanted = operands(case, dtype)
+    monkeypatch.setattr(conv_choice, "ROWS_BLOCK_BYTES", block * problem(FORWARD, x, weight, dy, case[2]).rows_bytes)
+    half = 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001  # rounded once
+    rtol, atol = {2: (half, 1e-4), 4: (1e-5, 1e-5), 8: (1e-12, 1e-12)}[x.itemsize]
+    for result, value in zip(both(x, weight, bias, dy, case[2]), wanted, strict=True):
+        assert result.dtype == dtype and result.flags.c_contiguous
+        np.testing.assert_allclose(result.astype(np.float64), value, rtol, atol)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_any_strides(case):
+    x, weight, bias, dy, wanted = operands(case, np.float64)
+    reverse = (slice(None, None, -1),) * 4
+    x, weight, dy = (np.asfortranarray(a[reverse])[reverse] for a in (x, weight, dy))
+    for result, value in zip(both(x, weight, bias, dy, case[2]), wanted, strict=True):
+        np.testing.assert_allclose(result, value, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_in_the_windows_that_see_it(value):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((16, 1, 12, 12)), rng.standard_normal((6, 1, 5, 5))
+    settings = ((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    finite = kernels.conv(x, weight, None, *settings)
+    x[3, 0, 9, 9] = value
+    y = kernels.conv(x, weight, None, *settings)
+    assert not np.isfinite(y[3, :, 5:, 5:]).any()
+    y[3, :, 5:, 5:] = finite[3, :, 5:, 5:]
+    np.testing.assert_allclose(y, finite, 1e-12, 1e-12)
+    dy = rng.standard_normal(y.shape)
+    dy[2, 4, 7, 7] = value
+    dw = kernels.conv_weight_grad(dy, np.where(np.isfinite(x), x, 1), weight.shape, *settings)
+    assert not np.isfinite(dw[4]).any() and np.isfinite(np.delete(dw, 4, 0)).all()
+
+
+@pytest.mark.parametrize(
+    "x_shape, weight_shape, others, wanted",
+    [
+        ((64, 1, 28, 28), (6, 1, 5, 5), {}, "rows at once"),
+        ((64, 3, 32, 32), (12, 3, 3, 3), {"padding": 1}, "rows at once"),
+        ((64, 1, 28, 28), (13, 1, 5, 5), {}, "interleaved"),
+        ((64, 1, 28, 28), (6, 1, 1, 5), {}, "joined"),
+        ((64, 1, 28, 28), (6, 1, 5, 5), {"stride": 2}, "joined"),
+        ((15, 1, 28, 28), (6, 1, 5, 5), {}, "interleaved"),
+        ((64, 3, 224, 224), (8, 3, 3, 3), {"padding": 1}, "columns"),
+    ],
+    ids=str,
+)
+def test_where_rows_are_taken_at_once(x_shape, weight_shape, others, wanted):
+    stride, pad = (others.get("stride", 1),) * 2, (others.get("padding", 0),) * 2
+    settings = (stride, (pad, pad), (1, 1), 1)
+    y_shape = kernels.geometry.conv(x_shape, weight_shape, None, *settings)
+    given = conv_choice.Problem(FORWARD, x_shape, weight_shape, y_shape, *settings, np.dtype(np.float32))
+    assert next(conv_choice.ways(given)) == wanted
+    assert next(conv_choice.ways(given.of(operation=WEIGHT_GRAD))) == wanted
