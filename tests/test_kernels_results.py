@@ -114,3 +114,22 @@ def test_a_leaf_takes_such_a_gradient_without_copying():
     (2 * ad.nn.functional.conv2d(x, weight, padding=1)).sum().backward()
     np.testing.assert_array_equal(first.numpy(), kept)
     np.testing.assert_array_equal(weight.grad.numpy(), 2 * kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "bool"])
+def test_sums_take_kept_memory(dtype):
+    a, b = (np.random.default_rng(seed).integers(0, 3, (2, *LARGE)).astype(dtype) for seed in (0, 1))
+    before = results.empty(a.shape, a.dtype)
+    place = start(before)
+    del before
+    total = results.add(a, b)
+    assert start(total) == place and total.dtype == a.dtype
+    np.testing.assert_array_equal(total, a + b)
+
+
+def test_sums_of_what_is_not_alike_are_numpys():
+    a = np.ones(LARGE, FLOAT)
+    for b in (1.0, a[:1], a.astype(np.float64), np.asfortranarray(a), a[0, 0]):
+        found, wanted = results.add(a, b), a + b
+        assert found.dtype == wanted.dtype and found.base is None
+        np.testing.assert_array_equal(found, wanted)

@@ -12,6 +12,7 @@ from .activation_formulas import FORMULAS, gradient
 from .activation_smooth import sigmoid, sigmoid_slope
 from .activation_work import PIECE_BYTES, Work
 from .arithmetic import compute_dtype
+from .results import empty
 from .scratch import scratch
 
 Array = np.ndarray
@@ -21,7 +22,7 @@ Compute = Callable[..., None]
 
 def activation(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
     formulas = FORMULAS[kind]
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     if formulas.quiet and _is_one_piece(x):
         formulas.value(x.ravel(), y.reshape(-1), Work(None, x.size, x.dtype), a, b)
     else:
@@ -35,14 +36,14 @@ def activation_with_slope(x: Array, kind: str, a: float = 0.0, b: float = 0.0) -
     # A slope rounded to a half type would cost the gradient accuracy.
     if both is None or x.dtype.itemsize == 2:
         return activation(x, kind, a, b), None
-    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     _elementwise([x], [y, slope], lambda work, x, y, slope: both(x, y, slope, work, a, b))
     return y, slope
 
 
 def activation_input_grad(dy: Array, saved: Array, kind: str, a: float = 0.0, b: float = 0.0) -> Array:
     formulas = FORMULAS[kind]
-    dx = np.empty(dy.shape, dy.dtype)
+    dx = empty(dy.shape, dy.dtype)
     if formulas.quiet and _is_one_piece(dy):
         gradient(kind, dy.ravel(), saved.ravel(), dx.reshape(-1), Work(None, dy.size, dy.dtype), a, b)
     else:
@@ -51,7 +52,7 @@ def activation_input_grad(dy: Array, saved: Array, kind: str, a: float = 0.0, b:
 
 
 def activation_scale(slope: Array, dy: Array, in_place: bool = False) -> Array:
-    dx = slope if in_place else np.empty(dy.shape, dy.dtype)
+    dx = slope if in_place else empty(dy.shape, dy.dtype)
     _elementwise([dy, slope], [dx], lambda work, dy, slope, dx: np.multiply(dy, slope, out=dx))
     return dx
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import results
 from .arithmetic import compute_dtype
 from .runs import Piece, runs_of
 from .scratch import Scratch
@@ -90,7 +91,7 @@ class _Forward:
         self.dtype = compute_dtype(x.dtype)
         self.runs = runs = runs_of(x.shape, self.dtype, 2 if residual is None else 3)
         self.x = runs.view(x)
-        self.y = np.empty(x.shape, x.dtype)
+        self.y = results.empty(x.shape, x.dtype)
         self.out = self.y.reshape(runs.shape)
         self.residual = None if residual is None else runs.view(residual)
         self.weight, self.bias, self.eps, self.relu = weight, bias, eps, relu
@@ -222,8 +223,8 @@ class _Backward:
         self.y = None if y is None else runs.view(y)
         self.mean, self.inverse_std = mean.astype(np.float64), inverse_std.astype(np.float64)
         self.scale = self.inverse_std if weight is None else self.inverse_std * weight
-        self.dx = np.empty(x.shape, x.dtype) if needs[0] else None
-        self.dresidual = np.empty(x.shape, x.dtype) if residual and y is not None else None
+        self.dx = results.empty(x.shape, x.dtype) if needs[0] else None
+        self.dresidual = results.empty(x.shape, x.dtype) if residual and y is not None else None
         self.inference, self.wants_sums = inference, needs[1] or not inference
         self.sums, self.products = np.zeros((2, x.shape[1]))
 

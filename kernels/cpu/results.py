@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,14 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     array = empty(shape, dtype)
     array.fill(0)
     return array
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b, of arrays or numbers."""
+    alike = type(a) is np.ndarray and type(b) is np.ndarray and a.shape == b.shape and a.dtype == b.dtype
+    if not alike or a.nbytes < _LEAST_BYTES or not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return a + b
+    return np.add(a, b, empty(a.shape, a.dtype))
 
 
 def _unused(same: deque[Memory]) -> Iterator[Memory]:
