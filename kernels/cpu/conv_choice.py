@@ -36,7 +36,7 @@ LEAST_PRODUCT = 1 << 18
 MOST_WEIGHTS = 1 << 16
 TILE_BLOCK_BYTES = 5 << 18
 LINES_BLOCK_BYTES = 5 << 20
-MOST_LINE = 32
+LEAST_LINE, MOST_LINE = 4, 32
 LINE_TILES = 4
 
 # Interleaved. To interleave takes time for each element of the output and saves it for each row of an image's columns.
@@ -172,15 +172,13 @@ def _saves_products(p: Problem) -> bool:
     """3 x 3 taps at stride 1 over enough channels, filters and tiles of 4 x 4 outputs."""
     if p.taps != (3, 3) or p.stride != (1, 1) or p.dilation != (1, 1) or p.computed != np.float32:
         return False
-    n, down, across = p.tiles
-    # Tiles reach past the edges of small images: of 16 outputs at least 10 must be wanted.
-    whole = 10 * down * across <= prod(p.made[2:])
-    enough = n * down * across * prod(p.weight_shape[:2]) >= LEAST_PRODUCT
-    return min(p.outputs, p.inside) >= LEAST_CHANNELS and whole and enough
+    enough = prod(p.tiles) * prod(p.weight_shape[:2]) >= LEAST_PRODUCT
+    return min(p.outputs, p.inside) >= LEAST_CHANNELS and enough
 
 
 def _has_short_lines(p: Problem) -> bool:
-    if not _saves_products(p) or max(p.made[2:]) > MOST_LINE or prod(p.tiles) < LEAST_LINE_TILES:
+    short = all(LEAST_LINE <= size <= MOST_LINE for size in p.made[2:])
+    if not short or not _saves_products(p) or prod(p.tiles) < LEAST_LINE_TILES:
         return False
     weights = prod(p.weight_shape[:2])
     # Filters of groups are not taken in parts, and a weight gradient of half types is summed beside its result.
@@ -192,8 +190,11 @@ def _has_short_lines(p: Problem) -> bool:
 def _has_many_tiles(p: Problem) -> bool:
     if not _saves_products(p) or prod(p.weight_shape[:2]) > MOST_WEIGHTS:
         return False
-    narrow = 4 * 36 * p.tiles[2] * max(p.weight_shape[0], p.x_shape[1]) <= 4 * TILE_BLOCK_BYTES
-    return prod(p.tiles) >= LEAST_TILES and narrow
+    n, down, across = p.tiles
+    # Tiles reach past the edges of images: of 16 outputs at least 10 must be wanted.
+    whole = 10 * down * across <= prod(p.made[2:])
+    narrow = 4 * 36 * across * max(p.weight_shape[0], p.x_shape[1]) <= 4 * TILE_BLOCK_BYTES
+    return n * down * across >= LEAST_TILES and whole and narrow
 
 
 def _has_few_filters(p: Problem) -> bool:

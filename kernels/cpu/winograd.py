@@ -21,25 +21,38 @@ TILE = 4
 TAPS = 3
 SIDE = TILE + TAPS - 1
 PLACES = SIDE * SIDE
+# The first place is infinity.
 _POINTS = (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)
 
 
-def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A (6, 4), Bᵀ (6, 6) and G (6, 3), by Toom and Cook's interpolation in float64."""
-    finite = np.array(_POINTS)
-    outputs, inputs, filters = np.zeros((SIDE, TILE)), np.zeros((SIDE, SIDE)), np.zeros((SIDE, TAPS))
-    for i, point in enumerate(_POINTS):
-        others = np.delete(finite, i)
-        outputs[i] = point ** np.arange(TILE)
-        filters[i] = point ** np.arange(TAPS) / np.prod(point - others)
-        inputs[i, :-1] = np.poly(others)[::-1]
-    inputs[-1] = np.poly(finite)[::-1]
-    outputs[-1, -1] = filters[-1, -1] = 1
-    return outputs, inputs, filters
+def _away(point: float, points: tuple[float, ...]) -> float:
+    """The product of the distances to all other points."""
+    return float(np.prod([point - other for other in points if other != point]))
 
 
-_outputs, _inputs, _filters = _matrices()
-A = _outputs.astype(np.float32)
-B_T = _inputs.astype(np.float32)
+def output_matrix(outputs: int) -> np.ndarray:
+    """A (places, outputs) of a tile of at most four outputs: with fewer, it has the first places only."""
+    finite = [point ** np.arange(outputs) for point in _POINTS[: outputs + 1]]
+    return np.array([np.arange(outputs) == outputs - 1, *finite], np.float32)
+
+
+def input_matrix(outputs: int) -> np.ndarray:
+    """Bᵀ (places, places) of a tile of so many outputs, by Toom and Cook's interpolation."""
+    points = _POINTS[: outputs + 1]
+    rows = [np.poly(points)[::-1]]
+    for point in points:
+        # G divides by the distances to all points, those that such a tile does without included.
+        scale = _away(point, _POINTS) / _away(point, points)
+        rows.append(np.append(scale * np.poly([other for other in points if other != point])[::-1], 0))
+    return np.array(rows, np.float32)
+
+
+def _filter_matrix() -> np.ndarray:
+    """G (6, 3)"""
+    finite = [point ** np.arange(TAPS) / _away(point, _POINTS) for point in _POINTS]
+    return np.array([np.arange(TAPS) == TAPS - 1, *finite])
+
+
+A, B_T = output_matrix(TILE), input_matrix(TILE)
 # G g Gᵀ for a filter as one vector of 9 taps.
-GG = np.kron(_filters, _filters).astype(np.float32)
+GG = np.kron(_filter_matrix(), _filter_matrix()).astype(np.float32)
