@@ -11,6 +11,9 @@ Dims = int | Sequence[int] | None
 
 def normalize_dims(name: str, dim: Dims, ndim: int) -> tuple[int, ...]:
     """`dim` as sorted non-negative dimensions of a tensor of `ndim`; None and () mean all."""
+    if type(dim) is int:
+        dim = normalize_dim(name, dim, ndim)
+        return (dim,) if ndim else ()
     if dim is None:
         return tuple(range(ndim))
     if not isinstance(dim, int | np.integer | Sequence):
@@ -24,7 +27,7 @@ def normalize_dims(name: str, dim: Dims, ndim: int) -> tuple[int, ...]:
 
 def normalize_dim(name: str, dim: int, ndim: int) -> int:
     """One dimension, non-negative."""
-    if not isinstance(dim, int | np.integer):
+    if type(dim) is not int and not isinstance(dim, int | np.integer):
         raise TypeError(f"{name}: dim must be an integer, got {type(dim).__name__}")
     limit = max(ndim, 1)
     if not -limit <= dim < limit:

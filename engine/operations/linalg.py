@@ -11,9 +11,10 @@ from ... import kernels
 from ...kernels.geometry.matmul import matmul as check_shapes
 from ..backend import is_array
 from ..dtypes import is_floating
+from ..grad_mode import mode
 from ..operation import Operation
 from ..promotion import on_one_device
-from ..tensor import Tensor
+from ..tensor import Tensor, wrap
 from .arithmetic import add, mul
 from .define import public
 from .shape import reshape
@@ -170,9 +171,14 @@ class Linear(Operation):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved
         need = ctx.needs_input_grad
-        rows = grad if grad.ndim == 2 else _rows(grad)
-        by_x = Matmul.apply(grad, weight) if need[0] else None
-        by_weight = Matmul.apply(rows.t(), x if x.ndim == 2 else _rows(x)) if need[1] else None
+        rows, inputs = (t if t.ndim == 2 else _rows(t) for t in (grad, x))
+        by_x = by_weight = None
+        if need[0]:
+            by_x = Matmul.apply(grad, weight)
+        if need[1] and mode.grad:
+            by_weight = Matmul.apply(rows.t(), inputs)
+        elif need[1]:
+            by_weight = wrap(product(rows._data.T, inputs._data))
         if len(ctx.edges) == 2:
             return by_x, by_weight
         return by_x, by_weight, rows.sum(0) if need[2] else None

@@ -33,8 +33,8 @@ def remembered(check: Check) -> Check:
             key = marshal.dumps(args, 2)  # its second version writes equal values alike
         except ValueError:  # not of Python's own types
             return check(*args)
-        result = known.get(key)
-        if result is None:
+        result = known.get(key, known)  # which no check returns
+        if result is known:
             result = check(*args)
             if len(known) >= _MOST_REMEMBERED:
                 known.clear()

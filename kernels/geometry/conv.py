@@ -72,6 +72,7 @@ def conv(
     return (n, k, *out)
 
 
+@remembered
 def conv_grad(
     suffix: str,
     dy_shape: Sequence[int],

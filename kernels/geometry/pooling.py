@@ -45,6 +45,7 @@ def max_pool(
     return shape
 
 
+@remembered
 def max_pool_offsets(
     suffix: str,
     offsets_shape: Sequence[int],
@@ -72,6 +73,7 @@ def max_pool_offsets(
     )
 
 
+@remembered
 def max_pool_scatter(
     dy_shape: Sequence[int],
     offsets_shape: Sequence[int],
@@ -104,6 +106,7 @@ def avg_pool(
     return _pooled(operation, x_shape, kernel_size, stride, padding, (1,) * rank, ceil_mode)
 
 
+@remembered
 def avg_pool_grad(
     dy_shape: Sequence[int],
     x_shape: Sequence[int],
@@ -164,6 +167,7 @@ def adaptive_pool(operation: str, x_shape: Sequence[int], output_size: Sizes, su
     return (x_shape[0], x_shape[1], *output_size)
 
 
+@remembered
 def adaptive_pool_grad(operation: str, dy_shape: Sequence[int], x_shape: Sequence[int], suffix: str) -> None:
     """Check the shapes of an adaptive pooling's gradient."""
     rank = len(x_shape) - 2

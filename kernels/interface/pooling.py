@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..geometry import pooling as geometry
 from ..geometry.checks import check_same
 from ..geometry.pooling import Sizes
@@ -188,8 +190,9 @@ def _name(operation: str, array: Array, suffix: str = "") -> str:
 
 
 def _check_offsets(operation: str, array: Array, offsets: Array) -> None:
-    same_kind(operation, array=array, offsets=offsets)
-    if offsets.dtype.name not in ("uint8", "int16", "int32"):
+    if not type(array) is type(offsets) is np.ndarray:
+        same_kind(operation, array=array, offsets=offsets)
+    if offsets.dtype.str[1:] not in ("u1", "i2", "i4"):
         raise TypeError(f"{operation}: offsets must be uint8, int16 or int32, got {offsets.dtype}")
 
 
