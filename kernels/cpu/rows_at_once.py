@@ -14,6 +14,7 @@ import numpy as np
 
 from . import conv_choice, parallel, results
 from .conv_choice import Problem
+from .joined import collect
 from .scratch import Scratch, scratch
 
 # Images that are copied at once from one layout to the other: the first cache has a line for each of not many more.
@@ -42,7 +43,7 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
                     made += bias
                 for row in range(rows):
                     target = y[block, :, row::rows]
-                    np.copyto(target, made[:, row, : target.shape[2]].transpose(3, 0, 1, 2), casting="unsafe")
+                    collect(made[:, row, : target.shape[2], None], target)
 
     parallel.share(work, _blocks(problem), 1)
     return y
