@@ -17,6 +17,7 @@ from . import (
     images,
     interleaved,
     joined,
+    planes,
     results,
     rows_at_once,
     volumes,
@@ -29,6 +30,7 @@ from .unseen import leaves_gaps, without_gaps, without_taps
 
 # What computes y, dx and dw; None where what is not finite is in its way.
 _MODULES: dict[str, Any] = {
+    "planes": planes,
     "depthwise": depthwise,
     "winograd lines": winograd_lines,
     "winograd tiles": winograd_tiles,

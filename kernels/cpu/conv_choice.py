@@ -21,6 +21,11 @@ from .parallel import SMALL_PRODUCT
 
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = "forward", "input_grad", "weight_grad"
 
+# Depthwise by planes. More taps leave short runs for a small product. For weight gradients rows are to be so many times
+# as long as what the taps see beyond their ends, which is found and taken off.
+MOST_TAPS = 9
+LEAST_WIDTH = 5
+
 # Depthwise: filters of a channel, and phases of the stride.
 MOST_FILTERS = 4
 MOST_PHASES = 16
@@ -160,6 +165,17 @@ class Row(NamedTuple):
     applies: Callable[[Problem], bool]
 
 
+def _has_planes(p: Problem) -> bool:
+    """A window for each channel, which keeps the width of an image."""
+    if len(p.stride) != 2 or p.groups == 1 or p.inside > 1 or p.outputs > 1 or p.dtype != p.computed:
+        return False
+    width, ahead = p.x_shape[3], [tap * p.dilation[1] - p.padding[1][0] for tap in range(p.taps[1])]
+    same = p.stride == (1, 1) and p.y_shape[3] == width and ahead[-1] - ahead[0] < width
+    if not same or p.x_shape[0] == 0 or prod(p.taps) == 1:
+        return False
+    return LEAST_WIDTH * sum(map(abs, ahead)) <= width if p.operation == WEIGHT_GRAD else prod(p.taps) <= MOST_TAPS
+
+
 def _is_depthwise(p: Problem) -> bool:
     return p.groups > 1 and p.inside == 1 and p.outputs <= MOST_FILTERS and prod(p.stride) <= MOST_PHASES
 
@@ -241,6 +257,7 @@ def _always(p: Problem) -> bool:
 
 
 TABLE = (
+    Row("planes", _has_planes),
     Row("depthwise", _is_depthwise),
     Row("volumes", _has_volumes),
     Row("winograd lines", _has_short_lines),
@@ -276,6 +293,8 @@ def box(problem: Problem, way: str) -> tuple[int, Sizes]:
     """The most images, and the largest sizes along the axes, of what is made at once."""
     n, _, *sizes = problem.made
     size = problem.computed.itemsize
+    if way == "planes":
+        return n, _within(sizes, PLANE_BYTES // (size * (prod(problem.taps) + 2)))
     if way == "depthwise":
         return n, _within(sizes, PLANE_BYTES // (4 * size * prod(problem.stride)))
     if way == "volumes":
