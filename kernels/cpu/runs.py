@@ -22,7 +22,7 @@ _LEAST_ROW = 256
 # Runs of fewer elements are worked on with one number for each element of an image, not for each channel.
 _LONG_RUN = 4096
 # From so many elements on dot products of runs are faster than sums over the images.
-_DOT_RUN = 128
+_DOT_RUN = 64
 # So many products are written at a time to be added up.
 _PRODUCTS = 1 << 16
 # So many float32 numbers are added before float64 takes over, and at most so many by one call of BLAS.
