@@ -18,7 +18,9 @@ from . import conv_choice, parallel, results
 from .conv_choice import Problem
 from .scratch import Scratch, scratch
 
-# Images copied at once from one layout to the other: the first cache has room for one line each of not many more.
+# Images that lie this far apart, or a multiple of it, meet in the same few lines of the first cache: so many of those
+# are copied at once from one layout to the other.
+_ALIASED_BYTES = 4096
 _COPIED = 8
 # And back: so much of the lines stays in the first cache while the images are written one by one.
 _COLLECTED_BYTES = 1 << 16
@@ -108,7 +110,7 @@ def _columns(problem: Problem, x: np.ndarray, memory: Scratch) -> np.ndarray:
     lines = memory.empty(shape, problem.computed)
     if any(map(any, problem.padding)):
         lines.fill(0)
-    _lay(x, lines[:, top : top + height], left)
+    lay(x, lines[:, top : top + height], left)
     if _is_plain(problem):
         return lines.reshape(problem.groups, problem.depth, -1)
     columns = memory.empty((channels, *problem.taps, rows, places, n), problem.computed)
@@ -125,7 +127,7 @@ def _columns(problem: Problem, x: np.ndarray, memory: Scratch) -> np.ndarray:
 def _grads(problem: Problem, dy: np.ndarray, memory: Scratch) -> np.ndarray:
     """dy (groups, K / groups, P * Q * images)."""
     grads = memory.empty((*dy.shape[1:], len(dy)), problem.computed)
-    _lay(dy, grads[:, :, None])
+    lay(dy, grads[:, :, None])
     return grads.reshape(problem.groups, problem.outputs, -1)
 
 
@@ -145,13 +147,14 @@ def _folded(problem: Problem, columns: np.ndarray, memory: Scratch) -> np.ndarra
     return folded
 
 
-def _lay(images: np.ndarray, lines: np.ndarray, before: int = 0) -> None:
+def lay(images: np.ndarray, lines: np.ndarray, before: int = 0) -> None:
     """Copy images (n, C, H, W) to lines (C, H, phases, places, n), behind so many elements of each line."""
+    at_once = len(images) if images.strides[0] % _ALIASED_BYTES else _COPIED
     for phase in range(lines.shape[2]):
         some = images[..., (phase - before) % lines.shape[2] :: lines.shape[2]]
         place = -((phase - before) // lines.shape[2])
         target = lines[:, :, phase, place : place + some.shape[3]]
-        for part in parallel.split(len(images), _COPIED):
+        for part in parallel.split(len(images), max(1, at_once)):
             np.copyto(target[..., part], some[part].transpose(1, 2, 3, 0), casting="unsafe")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..geometry import pooling as geometry
 from ..geometry.pooling import Sizes
-from . import gathered, parallel, side_by_side, taps
+from . import gathered, parallel, results, side_by_side, taps
 from .pooled_volumes import Volumes
 from .taps import Window
 
@@ -27,7 +27,7 @@ def max_pool(
     x: np.ndarray, kernel_size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     shape = geometry.max_pool(x.shape, kernel_size, stride, padding, dilation, ceil_mode)
-    y = np.empty(shape, x.dtype)
+    y = results.empty(shape, x.dtype)
     offsets = np.empty(shape, _offset_dtype(kernel_size))
     window = Window(x.shape[2:], shape[2:], kernel_size, stride, padding, dilation)
     if side_by_side.serves(window):
@@ -62,7 +62,7 @@ def max_pool_scatter(
     padding: Sizes,
     dilation: Sizes,
 ) -> np.ndarray:
-    dx = np.empty(input_shape, dy.dtype)
+    dx = results.empty(input_shape, dy.dtype)
     window = Window(input_shape[2:], dy.shape[2:], kernel_size, stride, padding, dilation)
     if side_by_side.serves(window):
         side_by_side.scatter(dy, offsets, window, dx)

@@ -14,11 +14,8 @@ import numpy as np
 
 from . import conv_choice, parallel, results
 from .conv_choice import Problem
-from .joined import collect
+from .joined import collect, lay
 from .scratch import Scratch, scratch
-
-# Images that are copied at once from one layout to the other: the first cache has a line for each of not many more.
-_COPIED = 16
 
 
 def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray | None:
@@ -92,8 +89,7 @@ def _columns(problem: Problem, x: np.ndarray, memory: Scratch) -> np.ndarray:
     lines = memory.empty((c, count * rows + taps - 1, left + w + right, n), problem.computed)
     for zeros in (lines[:, :top], lines[:, top + h :], lines[:, :, :left], lines[:, :, left + w :]):
         zeros.fill(0)
-    for part in parallel.split(n, _COPIED):
-        np.copyto(lines[:, top : top + h, left : left + w, part], x[part].transpose(1, 2, 3, 0), casting="unsafe")
+    lay(x, lines[:, top : top + h, None], left)
     sc, sh, sw, sn = lines.strides
     shape = (c, taps + rows - 1, across, count, width, n)
     columns = memory.empty(shape, problem.computed)
@@ -109,5 +105,5 @@ def _grads(problem: Problem, dy: np.ndarray, memory: Scratch) -> np.ndarray:
     for row in range(rows):
         some = dy[:, :, row::rows]
         grads[:, row, some.shape[2] :].fill(0)
-        np.copyto(grads[:, row, : some.shape[2]], some.transpose(1, 2, 3, 0), casting="unsafe")
+        lay(some, grads[:, row, : some.shape[2], None])
     return grads.reshape(k * rows, -1)
