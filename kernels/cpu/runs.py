@@ -24,7 +24,7 @@ _LONG_RUN = 4096
 # From so many elements on dot products of runs are faster than sums over the images.
 _DOT_RUN = 64
 # So many products are written at a time to be added up.
-_PRODUCTS = 1 << 16
+_PRODUCTS = 1 << 17
 # So many float32 numbers are added before float64 takes over, and at most so many by one call of BLAS.
 _MOST_ROWS = 256
 _LONGEST_DOT = 8192
