@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..geometry import Pads
-from . import conv_choice, parallel
+from . import conv_choice, parallel, results
 from .conv_choice import Problem
 from .parallel import SMALL_PRODUCT
 from .scratch import Scratch, scratch
@@ -54,7 +54,7 @@ class Interleaving:
 
     def forward(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
         """The convolution (N, K, P, Q)."""
-        y = np.empty((len(x), self.groups, self.outputs, *self.size), x.dtype)
+        y = results.empty((len(x), self.groups, self.outputs, *self.size), x.dtype)
         filters = weight.astype(self.dtype, copy=False).reshape(self.groups, self.outputs, self.depth)
         if bias is not None:
             bias = bias.astype(self.dtype, copy=False).reshape(self.groups, self.outputs, 1, 1)
@@ -80,7 +80,7 @@ class Interleaving:
         both move fewer elements than to unfold or fold along both.
         """
         _, _, height, width = self.shape
-        dx = np.empty(self.shape, dy.dtype)
+        dx = results.empty(self.shape, dy.dtype)
         split = weight.astype(self.dtype, copy=False).reshape(self.groups, self.outputs, self.inside, *self.taps)
         filters = split[..., ::-1].transpose(0, 2, 3, 1, 4).reshape(self.groups, -1, self.outputs * self.taps[1])
         (top, _), (left, _) = self.padding
