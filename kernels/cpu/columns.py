@@ -10,6 +10,7 @@ meaning (`Unfolding.meaningful` leaves them out).
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -41,17 +42,18 @@ class Block(NamedTuple):
 class Unfolding:
     """How the images (N, C, H, W) of one convolution become columns of type `dtype`, and back.
 
-    A piece has at most `rows` rows of the output and about `piece_bytes` of columns.
+    A piece has at most `rows` rows of the output and about `piece_bytes` of columns. With `ones`, which takes a single
+    group, a row of ones lies below its columns.
     """
 
-    def __init__(self, problem: Problem, pitched: bool, rows: int, piece_bytes: int) -> None:
+    def __init__(self, problem: Problem, pitched: bool, rows: int, piece_bytes: int, ones: bool = False) -> None:
         taps, size, stride, padding = problem.taps, problem.y_shape[2:], problem.stride, problem.padding
         self.n, self.channels, self.height, self.width = problem.x_shape
         self.taps, self.size, self.stride, self.padding, self.dilation = taps, size, stride, padding, problem.dilation
         self.groups, self.dtype, self.pitched, self.piece_bytes = problem.groups, problem.computed, pitched, piece_bytes
         self.padded_width = self.width + sum(padding[1])
         self.pitch = self.padded_width if pitched else size[1]
-        self.depth = problem.depth
+        self.depth, self.ones = problem.depth, int(ones)
         # A 1x1 convolution with nothing around the image: the image is its own columns.
         self.plain = taps == (1, 1) and stride == (1, 1) and padding == ((0, 0), (0, 0))
         # What is unfolded, or the padded input where a stride leaves most of it out.
@@ -83,13 +85,13 @@ class Unfolding:
     def buffers(self) -> tuple[np.ndarray, np.ndarray]:
         """Memory in which to unfold one piece at a time: its padded input, zero, and its columns."""
         shape = (self.images, self.channels, self._input_rows(self.rows), self.padded_width)
-        columns = self.images * self.groups * self.depth * self.rows * self.pitch
+        columns = self.images * (self.groups * self.depth + self.ones) * self.rows * self.pitch
         return np.zeros(shape, self.dtype), np.empty((columns,), self.dtype)
 
     def unfold(
         self, x: np.ndarray, piece: Piece, buffers: tuple[np.ndarray, np.ndarray], together: bool = False
     ) -> np.ndarray:
-        """The columns (n, groups, depth, positions) of a piece of x.
+        """The columns (n, groups, depth or one more, positions) of a piece of x.
 
         If `together`, (groups, depth, n * positions).
         """
@@ -103,9 +105,11 @@ class Unfolding:
             columns = columns[: seen.size].reshape(*seen.shape[1:4], n, *seen.shape[4:])
             np.copyto(np.moveaxis(columns, 3, 0), seen)
             return columns.reshape(self.groups, self.depth, n * rows * self.pitch)
-        columns = columns[: seen.size].reshape(seen.shape)
-        np.copyto(columns, seen)
-        return columns.reshape(n, self.groups, self.depth, rows * self.pitch)
+        made = (n, self.groups, self.depth + self.ones, rows * self.pitch)
+        columns = columns[: prod(made)].reshape(made)
+        columns[:, :, self.depth :] = 1
+        np.copyto(columns[:, :, : self.depth].reshape(seen.shape), seen)
+        return columns
 
     def fold(self, columns: np.ndarray, channels: int) -> np.ndarray:
         """Add columns (n, ..., positions) to where they came from: (n, channels, H, W)."""

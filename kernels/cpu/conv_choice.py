@@ -282,10 +282,10 @@ def pitches(problem: Problem) -> bool:
     return problem.stride == (1, 1) and (waste == 0 or worth)
 
 
-def small_rows(problem: Problem, pitched: bool) -> int:
-    """How many rows of the output a product may have for one thread; 0 where the threads of BLAS are to share it."""
+def small_rows(problem: Problem, pitched: bool, depth: int) -> int:
+    """How many rows of the output a product of `depth` may have for one thread; 0 where BLAS's threads share it."""
     width = problem.y_shape[3] + _waste(problem) * pitched
-    rows = SMALL_PRODUCT // max(1, problem.outputs * problem.depth * width)
+    rows = SMALL_PRODUCT // max(1, problem.outputs * depth * width)
     return rows if rows >= min(4, problem.y_shape[2]) else 0
 
 

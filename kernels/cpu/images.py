@@ -77,7 +77,11 @@ def _forward(problem: Problem, x: np.ndarray, filters: np.ndarray, bias: np.ndar
     """The convolution (N, K, P, Q) by filters (groups, K / groups, C / groups * R * S)."""
     groups, outputs, _ = filters.shape
     n, _, p, q = problem.y_shape
-    unfolding, small = _unfolding(problem)
+    # Added by the product: to add it afterwards is one more pass, of short rows where columns are pitched.
+    ones = bias is not None and groups == 1 and prod(problem.taps) > 1
+    if ones:
+        filters, bias = np.concatenate([filters, bias[..., 0]], axis=2), None
+    unfolding, small = _unfolding(problem, ones=ones)
     y = results.empty(problem.y_shape, x.dtype)
     grouped = y.reshape(n, groups, outputs, p, q)
     straight = y.dtype == filters.dtype and unfolding.pitch == q
@@ -145,9 +149,9 @@ def _gradients(
     return grads
 
 
-def _unfolding(problem: Problem, may_pitch: bool = True) -> tuple[Unfolding, bool]:
+def _unfolding(problem: Problem, may_pitch: bool = True, ones: bool = False) -> tuple[Unfolding, bool]:
     """How to unfold, and whether the products of a piece are small ones for our own threads."""
     pitched = may_pitch and conv_choice.pitches(problem)
-    rows = conv_choice.small_rows(problem, pitched)
+    rows = conv_choice.small_rows(problem, pitched, problem.depth + ones)
     piece_bytes = conv_choice.SMALL_PIECE_BYTES if rows else conv_choice.LARGE_PIECE_BYTES
-    return Unfolding(problem, pitched, rows or problem.y_shape[2], piece_bytes), rows > 0
+    return Unfolding(problem, pitched, rows or problem.y_shape[2], piece_bytes, ones), rows > 0
