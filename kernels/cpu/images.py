@@ -78,9 +78,9 @@ def _forward(problem: Problem, x: np.ndarray, filters: np.ndarray, bias: np.ndar
     groups, outputs, _ = filters.shape
     n, _, p, q = problem.y_shape
     # Added by the product: to add it afterwards is one more pass, of short rows where columns are pitched.
-    ones = bias is not None and groups == 1 and prod(problem.taps) > 1
-    if ones:
-        filters, bias = np.concatenate([filters, bias[..., 0]], axis=2), None
+    ones = False
+    if bias is not None and groups == 1 and prod(problem.taps) > 1:
+        filters, bias, ones = np.concatenate([filters, bias[..., 0]], axis=2), None, True
     unfolding, small = _unfolding(problem, ones=ones)
     y = results.empty(problem.y_shape, x.dtype)
     grouped = y.reshape(n, groups, outputs, p, q)
