@@ -129,7 +129,10 @@ ONE_TAP = [
     ((2, 5, 1, (0, 8), 2), 0),
     ((1, 4, 1, (3, 0), 1), 3),
     ((1, 2, 1, (1, 3), 3), 0),
-    ((2, 2, 1, (0, 1), 2), 0),  # the second element is not seen
+    ((2, 2, 1, (0, 1), 2), None),  # the second element is not seen
+    ((3, 3, 1, (3, 1), 3), None),
+    ((1, 1, 1, (0, 1), 1), 0),
+    ((2, 3, 2, (0, 4), 2), 0),
     ((3, 2, 1, (3, 3), 6), None),  # both see something, from other outputs
     ((2, 3, 1, (1, 1), 1), None),
     ((4, 3, 1, (2, 2), 3), None),  # one tap, whose first output is past the first element
@@ -139,7 +142,10 @@ ONE_TAP = [
 @pytest.mark.parametrize("down, row", ONE_TAP, ids=str)
 @pytest.mark.parametrize("across, column", ONE_TAP, ids=str)
 @pytest.mark.parametrize("groups", [2, 4])
-def test_taps_that_see_only_padding_are_left_out(groups, down, row, across, column):
+@pytest.mark.parametrize("joins", [True, False])
+def test_taps_that_see_only_padding_are_left_out(joins, groups, down, row, across, column, monkeypatch):
+    for limit in () if joins else ("MOST_POSITIONS", "MOST_PLAIN", "MOST_OUTPUTS"):
+        monkeypatch.setattr(conv_choice, limit, 0)
     sizes, taps, stride, padding, dilation = zip(down, across, strict=True)
     case = ((9, 4, *sizes), (8, 4 // groups, *taps), stride, padding, dilation, groups)
     x, weight, bias, dy, (y, dx, dw) = operands(case, np.float64)
@@ -170,4 +176,4 @@ def test_one_tap_is_found_where_others_see_nothing(size, taps, stride, before, a
         assert alone == [kept.start] and kept.stop == kept.start + 1
         assert inside & {place - left.padding[0][0] for place in reach} == seen[kept.start]
     elif len(alone) == 1 and taps > 1:
-        assert alone[0] * dilation > before
+        assert alone[0] * dilation > before or (stride == 1 and max(seen[alone[0]]) < size - 1)

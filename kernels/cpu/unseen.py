@@ -36,14 +36,15 @@ def _seeing(size: int, outputs: int, taps: int, step: int, padding: Pair, gap: i
     seeing = [first for first in firsts if max(first, first % step) < size and first + reach >= 0]
     if len(seeing) != 1 or seeing[0] > 0:
         return None
-    return firsts.index(seeing[0]), (-seeing[0], max(0, seeing[0] + reach + 1 - size))
+    after = seeing[0] + reach + 1 - size
+    if step == 1 and after < 0:  # with stride 1 no way expects elements that nothing sees
+        return None
+    return firsts.index(seeing[0]), (-seeing[0], max(0, after))
 
 
 def leaves_gaps(problem: Problem) -> bool:
-    """Whether there is one tap, which no padding meets and which sees some of the elements only."""
-    if prod(problem.taps) > 1 or any(map(any, problem.padding)):
-        return False
-    return max(problem.stride) > 1 or problem.x_shape[2:] != problem.y_shape[2:]
+    """Whether there is one tap, which no padding meets and a stride lets see some of the elements only."""
+    return max(problem.stride) > 1 and prod(problem.taps) == 1 and not any(map(any, problem.padding))
 
 
 def without_gaps(problem: Problem, x: np.ndarray) -> tuple[Problem, np.ndarray]:
