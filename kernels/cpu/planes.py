@@ -26,6 +26,8 @@ _PLANES_BYTES = 1 << 20
 # Up to so many elements OpenBLAS multiplies a matrix, and a vector, by a vector on the calling thread.
 _SMALL_MATRIX = 9215
 _SMALL_DOT = 8192
+# Partial sums of a weight gradient.
+_MOST_SUMS = 64
 
 _Piece = tuple[slice, slice]  # images, channels
 
@@ -115,13 +117,18 @@ class _Planes:
     def pieces(self, size: int, nbytes: int) -> list[_Piece]:
         """The planes in pieces of about so many bytes, with `size` elements for each."""
         most = nbytes // (size * self.dtype.itemsize)
-        channels = parallel.split(self.channels, parallel.evenly(self.channels, most))
-        images = parallel.split(self.count, parallel.evenly(self.count, most // self.channels))
-        return list(product(images, channels))
+        images = parallel.evenly(self.count, max(most // self.channels, -(-self.count // _MOST_SUMS)))
+        channels = parallel.evenly(self.channels, most // images)
+        return list(product(parallel.split(self.count, images), parallel.split(self.channels, channels)))
 
     def wrapped(self, x: np.ndarray, dy: np.ndarray, ahead: int) -> np.ndarray:
         """What dot products (channels, taps of a column) hold of x beyond the ends of the rows."""
-        shape = (self.channels, self.count, self.padded_rows + 2, abs(ahead))
+        most = _PLANES_BYTES // (self.count * (self.padded_rows + 2) * abs(ahead) * self.dtype.itemsize)
+        some = parallel.split(self.channels, max(1, most))
+        return np.concatenate([self._wrapped(x[:, channels], dy[:, channels], ahead) for channels in some])
+
+    def _wrapped(self, x: np.ndarray, dy: np.ndarray, ahead: int) -> np.ndarray:
+        shape = (x.shape[1], self.count, self.padded_rows + 2, abs(ahead))
         seen, grads = np.zeros(shape, self.dtype), np.zeros(shape, self.dtype)
         seen[:, :, self.top + 1 : self.top + 1 + self.height] = x[..., _end(ahead)].swapaxes(0, 1)
         grads[:, :, : self.rows] = dy[..., _end(-ahead)].swapaxes(0, 1)
@@ -129,8 +136,8 @@ class _Planes:
         first, step = (2 if ahead > 0 else 0) * abs(ahead), self.dilation[0] * abs(ahead)
         steps = (seen.strides[0], step * seen.itemsize, seen.itemsize)
         last = grads[0].size - (shape[2] - self.rows) * abs(ahead)
-        view = np.ndarray((self.channels, self.taps[0], last), seen.dtype, seen, first * seen.itemsize, steps)
-        return np.einsum("zry,zy->zr", view, grads.reshape(self.channels, -1)[:, :last])
+        view = np.ndarray((len(seen), self.taps[0], last), seen.dtype, seen, first * seen.itemsize, steps)
+        return np.einsum("zry,zy->zr", view, grads.reshape(len(grads), -1)[:, :last])
 
 
 class _Padded:
