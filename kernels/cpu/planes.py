@@ -21,7 +21,7 @@ from .images import reach
 from .scratch import Scratch, scratch
 
 # Of planes with their columns, and of planes alone.
-_COLUMNS_BYTES = 2 << 20
+_COLUMNS_BYTES = 4 << 20
 _PLANES_BYTES = 1 << 20
 # Up to so many elements OpenBLAS multiplies a matrix, and a vector, by a vector on the calling thread.
 _SMALL_MATRIX = 9215
