@@ -9,14 +9,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import operator
-import sys
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..kernels.cpu.results import Memory, add
+from ..kernels.cpu.results import add, claim
 from .backend import array_module
 from .grad_mode import mode
 from .operation import Edge, Operation
@@ -45,7 +44,7 @@ class AccumulateGrad(Operation):
             grad = grads.pop()
             tensor._set_grad(grad.clone() if known is None else known + grad)
         elif known is None:
-            tensor._set_grad(wrap(_own_array(grads)))
+            tensor._set_grad(wrap(claim([grads.pop()._data])))
         else:
             known._data += grads.pop()._data
             known._versions[0] += 1
@@ -54,25 +53,6 @@ class AccumulateGrad(Operation):
         if self.hooks is not None:
             for hook in self.hooks.of("accumulated"):
                 hook(tensor)
-
-
-def _own_array(grads: list[Tensor]) -> Any:
-    """The array of the one tensor in `grads`, which leaves the list; a copy if anyone else can see its memory."""
-    array = grads.pop()._data
-    owner = array if array.base is None else array.base
-    kept = type(owner) is Memory  # for the next result
-    seen = sys.getrefcount(array) > _LOCAL + (owner is array) or sys.getrefcount(owner) > _LOCAL + 1 + kept
-    if seen or not (kept or type(owner) is type(array)) or owner.base is not None or owner.nbytes != array.nbytes:
-        return array.copy()
-    return array if array.flags.c_contiguous else array.copy()
-
-
-def _references_of_a_local() -> int:
-    value = object()
-    return sys.getrefcount(value)
-
-
-_LOCAL = _references_of_a_local()  # 2, or 1 where the interpreter lends arguments
 
 
 def leaf_edge(tensor: Tensor) -> Edge:

@@ -1,6 +1,8 @@
 """Memory of large results, which is used again once nobody holds it."""
 
 import gc
+import importlib.util
+import sys
 import threading
 
 import numpy as np
@@ -43,6 +45,25 @@ def test_memory_that_anyone_sees_is_not(view):
     del held
     gc.collect()
     assert first in [start(other) for other in [results.empty(LARGE, FLOAT) for _ in range(2)]]
+
+
+@pytest.mark.parametrize("traced", ["import", "calls"])
+def test_memory_is_not_shared_where_a_debugger_looks_at_local_variables(traced):
+    """Which refers to them, so that no count of references taken once tells how many a variable has."""
+
+    def look(frame, event, argument):
+        return look if frame.f_locals is not None else None
+
+    module = importlib.util.module_from_spec(importlib.util.find_spec(results.__name__))
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        module.__spec__.loader.exec_module(module)
+        sys.settrace(look if traced == "calls" else before)
+        held = [start(array) for array in [module.empty(LARGE, FLOAT) for _ in range(4)]]
+    finally:
+        sys.settrace(before)
+    assert len(set(held)) == 4
 
 
 def test_small_results_are_arrays_like_any_other():

@@ -10,9 +10,11 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item")
 
 # Smaller arrays the allocator has in stock.
 _LEAST_BYTES = 1 << 20
@@ -39,7 +41,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
             return np.empty(shape, dtype)
         memory = Memory((size,), np.uint8)
     array = np.ndarray(shape, dtype, memory)
-    same.append(memory)
+    same.appendleft(memory)
     return array
 
 
@@ -60,17 +62,37 @@ def add(a: Any, b: Any) -> Any:
     return np.add(a, b, empty(a.shape, a.dtype))
 
 
+def claim(arrays: list[Any]) -> Any:
+    """The one array in the list, which leaves it, to be changed as one likes; a copy if anyone else sees its memory."""
+    array, others = _take(arrays)
+    if others or type(array) is not np.ndarray:  # CuPy's arrays share memory without referring to one another
+        return array.copy()
+    owner, holders = _take([array if array.base is None else array.base])
+    kept = type(owner) is Memory
+    alone = holders == 1 + kept and (kept or type(owner) is np.ndarray) and owner.flags.owndata
+    whole = alone and owner.nbytes == array.nbytes and array.flags.c_contiguous
+    return array if whole and array.flags.writeable else array.copy()
+
+
+def _take(items: list[Item] | deque[Item]) -> tuple[Item, int]:
+    """Take the last item out, and count the references to it that are left."""
+    item = items.pop()
+    alone = object()  # has those of the interpreter itself, whose number depends on its version and on debuggers
+    others = sys.getrefcount(item) - sys.getrefcount(alone)
+    return item, others
+
+
 def _unused(same: deque[Memory]) -> Iterator[Memory]:
     """Take out what nobody holds, one by one."""
     for _ in range(len(same)):
         try:
-            memory = same.popleft()
+            memory, others = _take(same)
         except IndexError:  # other threads have taken the rest
             return
-        if sys.getrefcount(memory) == _LOCAL:
-            yield memory
+        if others:
+            same.appendleft(memory)
         else:
-            same.append(memory)
+            yield memory
 
 
 def _has_room(size: int) -> bool:
@@ -82,11 +104,3 @@ def _has_room(size: int) -> bool:
             if total <= _MOST_BYTES:
                 break
     return total <= _MOST_BYTES
-
-
-def _references_of_a_local() -> int:
-    value = object()
-    return sys.getrefcount(value)
-
-
-_LOCAL = _references_of_a_local()  # 2, or 1 where the interpreter lends arguments
