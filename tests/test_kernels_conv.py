@@ -280,6 +280,16 @@ def test_no_warning_for_infinities():
     assert np.isnan(y).all()
 
 
+def test_no_warning_for_sums_of_infinities():
+    """The planes of a volume are computed one by one, and added."""
+    x, weight = np.ones((1, 1, 2, 4, 4)), np.ones((1, 1, 2, 2, 2))
+    x[0, 0, :, 1, 1] = np.inf, -np.inf
+    settings = ((1, 1, 1), ((0, 0),) * 3, (1, 1, 1), 1)
+    with np.errstate(all="raise"):
+        y = kernels.conv(x, weight, None, *settings)
+    assert np.isnan(y[0, 0, 0, :2, :2]).all() and (y[0, 0, 0, 2] == 8).all()
+
+
 @pytest.mark.parametrize("case", [CASES[2], CASES[3], CASES[4], CASES[13], CASES[14], *INTERLEAVED], ids=str)
 def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
     monkeypatch.setattr(conv_choice, "SMALL_PIECE_BYTES", 20000)

@@ -170,6 +170,17 @@ def test_what_is_not_finite_stays_in_its_place(case, spoiled, value):
         check(x, weight, lambda shape: dy, arguments)
 
 
+@pytest.mark.parametrize("case", DEPTHWISE, ids=str)
+def test_an_infinite_filter_reaches_only_what_it_saw(case):
+    """Between the rows of dy are zeros, which it would turn into NaN."""
+    x_shape, weight_shape, *arguments = case
+    x, weight, make = operands(x_shape, weight_shape)
+    weight[(0, 0, *[0] * (len(x_shape) - 3), -1)] = np.inf
+    with np.errstate(invalid="ignore"):
+        _, dy, dx, _ = naive(x, weight, make, *arguments)
+    np.testing.assert_allclose(kernels.conv_input_grad(dy, weight, x_shape, *arguments), dx, 1e-10, 1e-10)
+
+
 @pytest.mark.parametrize("case", [*DEPTHWISE, DENSE[2]], ids=str)
 def test_results_repeat_and_do_not_depend_on_threads(case, monkeypatch):
     monkeypatch.setattr(depthwise, "_PIECE_BYTES", 2000)

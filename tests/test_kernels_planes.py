@@ -124,11 +124,23 @@ def test_what_is_not_finite_stays_in_its_place(spoiled, row, column, value):
     (x if spoiled == "x" else dy)[0, 1, row, column] = value
     with np.errstate(invalid="ignore"):
         y, dy, dx, dw = naive(x, weight, lambda shape: dy, *settings)
-    with np.errstate(all="raise"):
         assert planes.weight_grad(problem(conv_choice.WEIGHT_GRAD, x, weight, padding, dilation), dy, x) is None
+    with np.errstate(all="raise"):
         np.testing.assert_allclose(kernels.conv(x, weight, None, *settings), y, 1e-10, 1e-10)
         np.testing.assert_allclose(kernels.conv_input_grad(dy, weight, x.shape, *settings), dx, 1e-10, 1e-10)
         np.testing.assert_allclose(kernels.conv_weight_grad(dy, x, weight.shape, *settings), dw, 1e-10, 1e-10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_infinite_filter_reaches_only_what_it_saw(case):
+    shape, taps, padding, dilation = case
+    x, weight, _, make = operands(shape, taps)
+    weight[0, 0, 0, -1] = np.inf
+    settings = ((1, 1), padding, dilation, shape[1])
+    with np.errstate(invalid="ignore"):
+        _, dy, dx, _ = naive(x, weight, make, *settings)
+    assert planes.input_grad(problem(conv_choice.INPUT_GRAD, x, weight, padding, dilation), dy, weight) is None
+    np.testing.assert_allclose(kernels.conv_input_grad(dy, weight, x.shape, *settings), dx, 1e-10, 1e-10)
 
 
 @pytest.mark.parametrize("case", CASES[:4], ids=str)

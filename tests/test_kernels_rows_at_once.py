@@ -80,6 +80,18 @@ def test_what_is_not_finite_stays_in_the_windows_that_see_it(value):
     assert not np.isfinite(dw[4]).any() and np.isfinite(np.delete(dw, 4, 0)).all()
 
 
+@pytest.mark.parametrize("place", [(9, 9), (11, 0), (0, 3)])
+def test_the_weight_gradient_of_what_is_not_finite(place):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((16, 1, 12, 12)), rng.standard_normal((6, 1, 4, 5))
+    settings = ((1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    x[3, 0, *place], x[5, 0, *place] = np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        _, dy, _, dw = naive(x, weight, rng.standard_normal, *settings)
+    with np.errstate(all="raise"):
+        np.testing.assert_allclose(kernels.conv_weight_grad(dy, x, weight.shape, *settings), dw, 1e-10, 1e-10)
+
+
 @pytest.mark.parametrize(
     "x_shape, weight_shape, others, wanted",
     [

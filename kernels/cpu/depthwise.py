@@ -51,7 +51,11 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
     return y.reshape(shape)
 
 
-def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """The input gradient; None if not all weights are finite."""
+    # It sees zeros around dy, and 0 * inf is not 0.
+    if not np.isfinite(weight).all():
+        return None
     runs = _Runs(problem)
     stride, input_shape = problem.stride, problem.x_shape
     factors = runs.factors(weight)

@@ -40,7 +40,11 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
     return _correlate(problem, x, filters)
 
 
-def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """The input gradient; None if not all weights are finite."""
+    # It sees zeros around dy, and 0 * inf is not 0.
+    if not np.isfinite(weight).all():
+        return None
     dy, around = reach(problem, dy)
     turned = problem.of(x_shape=dy.shape, y_shape=problem.x_shape, padding=around)
     return _correlate(turned, dy, weight[..., ::-1, ::-1].reshape(len(weight), -1))
@@ -65,11 +69,10 @@ def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray |
                 np.sum(sum(dots), axis=0, out=sums[images.start // step, channels])
 
     parallel.share(work, pieces)
-    with np.errstate(all="ignore"):
-        dw = sums.sum(axis=0)
-        for tap, ahead in enumerate(planes.ahead):
-            if ahead:
-                dw[..., tap] -= planes.wrapped(x, dy, ahead)
+    dw = sums.sum(axis=0)
+    for tap, ahead in enumerate(planes.ahead):
+        if ahead:
+            dw[..., tap] -= planes.wrapped(x, dy, ahead)
     return dw.reshape(problem.weight_shape) if np.isfinite(dw).all() else None
 
 

@@ -46,7 +46,8 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
     return y
 
 
-def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
+def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray | None:
+    """None if any of it is not finite: a row past the last meets x times zero."""
     rows, (height, width) = problem.rows_at_once, problem.taps
     k, c = problem.weight_shape[:2]
     products = np.zeros((k * rows, c * (height + rows - 1) * width), problem.computed)
@@ -62,7 +63,7 @@ def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     parallel.share(work, _blocks(problem), 1)
     products = products.reshape(k, rows, c, -1, width)
     dw = np.add.reduce([products[:, row, :, row : row + height] for row in range(rows)])
-    return dw.astype(dy.dtype, copy=False)
+    return dw.astype(dy.dtype, copy=False) if np.isfinite(dw).all() else None
 
 
 def _blocks(problem: Problem) -> list[slice]:

@@ -106,7 +106,7 @@ def _convolve(
     inputs, outputs = winograd_bands.of_inputs(x.shape[2:], shape[2:], before), winograd_bands.of_outputs(shape[2:])
     y = results.empty(shape, x.dtype)
     blocks, most = _blocks(shape, x.shape[1])
-    with scratch() as memory, np.errstate(all="ignore"):
+    with scratch() as memory:
         first, second, spare = (memory.empty((size,), _F32) for size in (most, most, most // SIDE))
 
         def convolve(block: slice) -> bool:
@@ -144,7 +144,7 @@ def _sum(
     outputs = winograd_bands.of_outputs(dy.shape[2:])
     dw = results.empty(problem.weight_shape, _F32)
     begun = False
-    with scratch() as memory, np.errstate(all="ignore"):
+    with scratch() as memory:
         first, second = memory.empty((most,), _F32), memory.empty((most,), _F32)
         for block, (seen, made) in product(blocks, zip(inputs.width, outputs.width, strict=True)):
             tiles = inputs.spread(_exact(x[block]), seen, shared, first)
