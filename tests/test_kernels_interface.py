@@ -4,6 +4,7 @@ import types
 import numpy as np
 import pytest
 
+import adjoint as ad
 from adjoint import kernels
 from adjoint.kernels import cpu, cuda
 from adjoint.kernels.geometry.checks import remembered
@@ -62,14 +63,16 @@ def test_what_is_remembered_differs_by_type():
             raise ValueError(arguments)
         return len(calls)
 
-    different = [(1, (2, 3)), (1.0, (2, 3)), (True, (2, 3)), (1, [2, 3]), (1, (2, None)), (np.int64(1), (2, 3))]
-    assert [check(*arguments) for arguments in different] == [1, 2, 3, 4, 5, 6]
-    assert [check(*arguments) for arguments in different] == [1, 2, 3, 4, 5, 6]
-    for count in (7, 8):
+    different = [(1, (2, 3)), (1.0, (2, 3)), (True, (2, 3)), (1, [2, 3]), (1, (2, None)), (-0.0,), (0.0,), (1 << 99,)]
+    assert [check(*arguments) for arguments in different] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [check(*arguments) for arguments in different] == [1, 2, 3, 4, 5, 6, 7, 8]
+    for count in (9, 10):
         with pytest.raises(ValueError, match="wrong"):
             check("wrong", 1)
         assert len(calls) == count
-    assert check(object(), 1) == 9 and check(object(), 1) == 10
+    assert check(object(), 1) == 11 and check(object(), 1) == 12
+    # Of these the same bytes are the whole difference that marshal sees.
+    assert [check(0, [kind(0)]) for kind in (np.int64, np.float64, np.uint64, np.zeros)] == [13, 14, 15, 16]
 
 
 def test_a_setting_that_equals_a_good_one_is_still_an_error():
@@ -78,3 +81,10 @@ def test_a_setting_that_equals_a_good_one_is_still_an_error():
     for stride in ((1.0, 1.0), (True, True), [1, 1]):
         with pytest.raises(ValueError, match="stride must be"):
             kernels.conv(x, x, None, stride, *SETTINGS[1:])
+
+
+def test_a_setting_of_the_bytes_of_a_good_one_is_still_an_error():
+    x = ad.tensor(np.zeros((1, 1, 4, 4), np.float32))
+    ad.nn.functional.conv2d(x, x, padding=np.int64(0))
+    with pytest.raises(TypeError, match="padding must be"):
+        ad.nn.functional.conv2d(x, x, padding=np.float64(0))

@@ -36,12 +36,20 @@ def remembered(check: Check) -> Check:
         result = known.get(key, known)  # which no check returns
         if result is known:
             result = check(*args)
+            if not _is_plain(args):  # of NumPy's scalars and arrays the key has the bytes alone
+                return result
             if len(known) >= _MOST_REMEMBERED:
                 known.clear()
             known[key] = result
         return result
 
     return ask  # type: ignore[return-value]
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (int, float, bool, str)
 
 
 def check_same(operation: str, got: Sequence[int], wanted: Sequence[int]) -> None:
