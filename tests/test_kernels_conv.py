@@ -240,6 +240,27 @@ def test_any_strides(case):
         check(vx, vw, lambda shape, vdy=vdy: vdy, arguments)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("axes, groups", [(2, 1), (2, 6), (3, 1)])
+def test_a_stride_far_out_of_the_image_is_one_just_out_of_it(axes, groups, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, *(7, 8, 9)[:axes])).astype(dtype)
+    weight = rng.standard_normal((6, 6 // groups, *(3,) * axes)).astype(dtype)
+    padding, dilation = ((1, 0),) * axes, (2,) * axes
+
+    def run(last):
+        settings = ((2,) * (axes - 1) + (last,), padding, dilation, groups)
+        y = kernels.conv(x, weight, None, *settings)
+        return (
+            y,
+            kernels.conv_input_grad(y, weight, x.shape, *settings),
+            kernels.conv_weight_grad(y, x, weight.shape, *settings),
+        )
+
+    for far, near in zip(run(1 << 40), run(10), strict=True):
+        np.testing.assert_array_equal(far, near)
+
+
 @pytest.mark.parametrize("x_shape, weight_shape", [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))])
 def test_empty(x_shape, weight_shape):
     arguments = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)

@@ -116,6 +116,9 @@ def _problem(
     """The problem without the taps that see nothing, and which taps are left."""
     if y_shape is None:
         y_shape = geometry.conv(x_shape, weight_shape, None, stride, padding, dilation, groups)
+    axes = zip(stride, x_shape[2:], padding, dilation, weight_shape[2:], strict=True)
+    # A step out of the image is as good as any longer one, whose phases would take more memory.
+    stride = tuple(min(step, size + sum(pads) - gap * (taps - 1)) for step, size, pads, gap, taps in axes)
     return without_taps(Problem(operation, x_shape, weight_shape, y_shape, stride, padding, dilation, groups, dtype))
 
 
