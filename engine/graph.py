@@ -42,9 +42,9 @@ class AccumulateGrad(Operation):
         known = tensor.grad
         if mode.grad:  # create_graph: the sum must stay differentiable
             grad = grads.pop()
-            tensor._set_grad(grad.clone() if known is None else known + grad)
+            tensor.grad = grad.clone() if known is None else known + grad
         elif known is None:
-            tensor._set_grad(wrap(claim([grads.pop()._data])))
+            tensor.grad = wrap(claim([grads.pop()._data]))
         else:
             known._data += grads.pop()._data
             known._versions[0] += 1

@@ -192,10 +192,6 @@ class Tensor(ArrayHolder):
             if value.shape != self.shape or value.dtype != self.dtype or value.device != self.device:
                 wanted, given = (f"{t.shape} of {t.dtype} on {t.device}" for t in (self, value))
                 raise RuntimeError(f"grad: this tensor has shape {wanted}, but the gradient {given}")
-        self._set_grad(value)
-
-    def _set_grad(self, value: Tensor | None) -> None:
-        """Set `grad` to what is known to fit."""
         if mode.recorder is not None:
             mode.recorder.write(self, "_grad")
         self._grad = value

@@ -225,6 +225,18 @@ def test_leaves_that_get_one_gradient_have_memory_of_their_own() -> None:
     same(x.grad, [7, 7])
 
 
+def test_what_a_hook_puts_in_the_place_of_a_leafs_gradient_must_fit() -> None:
+    x = tensor(np.ones((3, 4)))
+    y = x * 2
+    assert y.grad_fn is not None
+    leaf = y.grad_fn.next_functions[0][0]
+    assert leaf is not None
+    leaf.register_prehook(lambda grads: (grads[0][:1],))
+    with pytest.raises(RuntimeError, match=r"\(3, 4\) of float64 on cpu, but the gradient \(1, 4\)"):
+        y.sum().backward()
+    assert x.grad is None
+
+
 def test_grad_can_only_be_set_to_what_fits() -> None:
     x = tensor([1.0, 2.0])
     with pytest.raises(RuntimeError, match=r"\(3,\)"):
