@@ -76,12 +76,6 @@ def test_any_strides(case):
         np.testing.assert_allclose(result, value, 1e-12, 1e-12)
 
 
-def test_no_images():
-    results = join(np.ones((0, 3, 4, 4)), np.ones((5, 3, 3, 3)), None, np.ones((0, 5, 4, 4)), ((1, 1), SAME, (1, 1), 1))
-    assert [result.shape for result in results] == [(0, 5, 4, 4), (0, 3, 4, 4), (5, 3, 3, 3)]
-    assert not results[2].any()
-
-
 def test_an_infinite_weight_reaches_only_what_it_saw():
     x, weight, bias, dy, _ = operands(CASES[0], np.float64)
     weight[2, 1, 0, 0] = np.inf

@@ -66,8 +66,7 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
 
 
 def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
-    blocks = _blocks(problem)
-    dw = (results.empty if blocks else np.zeros)(problem.weight_shape, problem.computed)
+    dw = results.empty(problem.weight_shape, problem.computed)
     sums = dw.reshape(problem.groups, problem.outputs, problem.depth)
 
     def work(blocks: Iterator[slice]) -> None:
@@ -81,13 +80,13 @@ def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
                 else:
                     _add_product(grads, columns, sums, memory)
 
-    parallel.share(work, blocks, 1)
+    parallel.share(work, _blocks(problem), 1)
     return dw.astype(dy.dtype, copy=False)
 
 
 def _blocks(problem: Problem) -> list[slice]:
     images = problem.x_shape[0]
-    most = conv_choice.JOINED_BLOCK_BYTES // max(1, problem.columns_bytes)
+    most = conv_choice.JOINED_BLOCK_BYTES // problem.columns_bytes
     return parallel.split(images, parallel.evenly(images, most))
 
 
