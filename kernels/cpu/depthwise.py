@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Sizes
-from . import parallel
+from . import parallel, results
 from .conv_choice import Problem
 from .scratch import Scratch, scratch
 
@@ -30,7 +30,7 @@ def forward(problem: Problem, x: np.ndarray, weight: np.ndarray, bias: np.ndarra
     runs = _Runs(problem)
     stride, shape = problem.stride, problem.y_shape
     factors = runs.factors(weight)
-    y = np.empty((len(x), runs.channels, runs.filters, *shape[2:]), x.dtype)
+    y = results.empty((len(x), runs.channels, runs.filters, *shape[2:]), x.dtype)
     offsets = None if bias is None else bias.astype(runs.dtype, copy=False).reshape(runs.channels, runs.filters, 1)
 
     def work(pieces: Iterator[_Piece]) -> None:
@@ -65,7 +65,7 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
     phases = [
         [term.reversed(runs, length) for term in runs.terms if term.phase == phase] for phase in range(prod(stride))
     ]
-    new = np.empty if all(phases) and runs.covers_input else np.zeros
+    new = results.empty if all(phases) and runs.covers_input else results.zeros
     dx = new(input_shape, dy.dtype)
 
     def work(pieces: Iterator[_Piece]) -> None:
