@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_conv import naive
 
 from adjoint import kernels
 from adjoint.kernels.cpu import conv_choice, images, interleaved, parallel, scratch
@@ -36,39 +37,6 @@ CASES = [
 ]
 
 INTERLEAVED = CASES[-4:]
-
-
-def padded(x, padding):
-    return np.pad(x, ((0, 0), (0, 0), *padding))
-
-
-def seen_by_tap(x, i, j, size, stride, dilation):
-    rows = slice(i * dilation[0], i * dilation[0] + (size[0] - 1) * stride[0] + 1, stride[0])
-    columns = slice(j * dilation[1], j * dilation[1] + (size[1] - 1) * stride[1] + 1, stride[1])
-    return x[:, :, rows, columns]
-
-
-def naive(x, weight, dy, stride, padding, dilation, groups):
-    """y, dx and dw in float64, one tap at a time; dy is a function of y's shape."""
-    x, weight = x.astype(np.float64), weight.astype(np.float64)
-    n, channels = x.shape[:2]
-    k, c, r, s = weight.shape
-    wide = padded(x, padding)
-    size = [(wide.shape[2 + a] - dilation[a] * ((r, s)[a] - 1) - 1) // stride[a] + 1 for a in (0, 1)]
-    y = np.zeros((n, k, *size))
-    dy = dy(y.shape)
-    grads = dy.astype(np.float64).reshape(n, groups, k // groups, *size)
-    dx, dw = np.zeros_like(wide), np.zeros_like(weight)
-    for i in range(r):
-        for j in range(s):
-            tap = weight[:, :, i, j].reshape(groups, k // groups, c)
-            seen = seen_by_tap(wide, i, j, size, stride, dilation).reshape(n, groups, c, *size)
-            y += np.einsum("ngcpq,gkc->ngkpq", seen, tap).reshape(y.shape)
-            dw[:, :, i, j] = np.einsum("ngcpq,ngkpq->gkc", seen, grads).reshape(k, c)
-            back = np.einsum("ngkpq,gkc->ngcpq", grads, tap).reshape(n, channels, *size)
-            seen_by_tap(dx, i, j, size, stride, dilation)[...] += back
-    (top, _), (left, _) = padding
-    return y, dy, dx[:, :, top : top + x.shape[2], left : left + x.shape[3]], dw
 
 
 def operands(x_shape, weight_shape, dtype=np.float64, seed=0):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from naive_conv import naive
 
 from adjoint import kernels
-from adjoint.kernels.cpu import conv_choice, scratch
+from adjoint.kernels.cpu import conv_choice, results, scratch
 from adjoint.kernels.cpu.conv_choice import FORWARD, INPUT_GRAD, WEIGHT_GRAD
 
 
@@ -169,7 +169,9 @@ def test_no_convolution_takes_32_mb_of_its_own(case, dtype, monkeypatch):
         lambda: kernels.conv_input_grad(dy, weight, x_shape, *arguments),
         lambda: kernels.conv_weight_grad(dy, x, weight_shape, *arguments),
     ):
-        monkeypatch.setattr(scratch, "_kept", threading.local())  # what is kept between calls counts too
+        # What is kept between calls counts too.
+        monkeypatch.setattr(scratch, "_kept", threading.local())
+        monkeypatch.setattr(results, "_kept", {})
         tracemalloc.start()
         try:
             result = compute()
