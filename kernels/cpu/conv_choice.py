@@ -1,8 +1,8 @@
 """Which way computes a convolution on NumPy: one table, from the problem's shapes, settings and type.
 
 The first row that applies wins; where that way meets what is not finite, the next one takes over. All thresholds of
-convolution are in this file: change them here and nowhere else. They were measured in float32 on two cores with 1 MB
-of second-level cache each, against NumPy's OpenBLAS.
+the choice are in this file: change them here and nowhere else. They were measured in float32 on two cores with 1 MB of
+second-level cache each, against NumPy's OpenBLAS. A module keeps for itself only how large its own pieces are.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Problem:
 
 
 class Row(NamedTuple):
-    """A way, and when it is chosen. Those that are not modules are in `images`."""
+    """A way, by its module's name but for columns, which are in `images`; and when it is chosen."""
 
     way: str
     applies: Callable[[Problem], bool]

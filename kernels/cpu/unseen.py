@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from math import prod
 
 import numpy as np
@@ -27,7 +26,6 @@ def without_taps(problem: Problem) -> tuple[Problem, tuple[slice, ...]]:
     return left, tuple(slice(tap, tap + 1) for tap, _ in found)
 
 
-@cache
 def _seeing(size: int, outputs: int, taps: int, step: int, padding: Pair, gap: int) -> tuple[int, Pair] | None:
     """The only tap of an axis that sees any of it, with the padding left to it; None if there are others."""
     before, reach = padding[0], (outputs - 1) * step
