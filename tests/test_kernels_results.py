@@ -90,6 +90,14 @@ def test_no_more_is_kept_than_a_limit(monkeypatch):
     assert sum(len(same) * each for each, same in results._kept.items()) == 2 * size
 
 
+def test_sizes_of_which_nothing_is_kept_are_forgotten(monkeypatch):
+    size = FLOAT.itemsize * LARGE[0] * LARGE[1]
+    monkeypatch.setattr(results, "_MOST_BYTES", 3 * size)
+    for more in range(20):
+        results.empty((LARGE[0] * LARGE[1] + more,), FLOAT)
+    assert len(results._kept) <= 3
+
+
 def test_threads_never_share():
     def work(mine, barrier):
         barrier.wait()

@@ -34,14 +34,13 @@ def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = prod(shape) * dtype.itemsize
     if size < _LEAST_BYTES:
         return np.empty(shape, dtype)
-    same = _kept.setdefault(size, deque())
-    memory = next(_unused(same), None)
+    memory = next(_unused(_kept.get(size, deque())), None)
     if memory is None:
         if not _has_room(size):
             return np.empty(shape, dtype)
         memory = Memory((size,), np.uint8)
     array = np.ndarray(shape, dtype, memory)
-    same.appendleft(memory)
+    _kept.setdefault(size, deque()).appendleft(memory)
     return array
 
 
@@ -103,4 +102,6 @@ def _has_room(size: int) -> bool:
             total -= each
             if total <= _MOST_BYTES:
                 break
+        if not same:  # what another thread puts there now is lost, not wrong
+            _kept.pop(each, None)
     return total <= _MOST_BYTES
