@@ -52,11 +52,12 @@ IMAGE_BLOCK_BYTES = 5 << 19
 
 # Joined. Larger images have lines that are long enough without it. One tap needs no columns, and to join images of more
 # positions costs more than it saves. A block has so many bytes of columns, and so many are added to a weight gradient
-# at once.
+# at once. BLAS sums the weight gradient of few filters sooner with the filters last.
 MOST_POSITIONS = 256
 MOST_PLAIN = 16
 JOINED_BLOCK_BYTES = 4 << 20
 JOINED_SUM_BYTES = 2 << 20
+MOST_TURNED = 32
 
 # Rows at once: BLAS is quick with so many rows of a matrix, and more than a few rows of the output are more products
 # with zeros than columns saved. A block has the columns of enough images for long runs.

@@ -67,7 +67,9 @@ def input_grad(problem: Problem, dy: np.ndarray, weight: np.ndarray) -> np.ndarr
 
 def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
     dw = results.empty(problem.weight_shape, problem.computed)
-    sums = dw.reshape(problem.groups, problem.outputs, problem.depth)
+    sums = filled = dw.reshape(problem.groups, problem.outputs, problem.depth)
+    if problem.outputs <= conv_choice.MOST_TURNED:
+        sums = np.empty((problem.groups, problem.depth, problem.outputs), problem.computed).swapaxes(1, 2)
 
     def work(blocks: Iterator[slice]) -> None:
         with scratch() as memory:
@@ -81,6 +83,8 @@ def weight_grad(problem: Problem, dy: np.ndarray, x: np.ndarray) -> np.ndarray:
                     _add_product(grads, columns, sums, memory)
 
     parallel.share(work, _blocks(problem), 1)
+    if sums is not filled:
+        np.copyto(filled, sums)
     return dw.astype(dy.dtype, copy=False)
 
 
