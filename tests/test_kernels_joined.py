@@ -1,11 +1,10 @@
 """Convolution of small images joined into one product, and of those that one tap alone sees."""
 
-import ml_dtypes
 import numpy as np
 import pytest
+from conv_ways import DTYPES, check, operands, problem, strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_conv import naive
 
 from adjoint import kernels
 from adjoint.kernels.cpu import conv_choice, images, joined, unseen
@@ -31,19 +30,6 @@ CASES = [
 ]
 
 
-def operands(case, dtype):
-    x_shape, weight_shape, *arguments = case
-    rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal(x_shape).astype(dtype), rng.standard_normal(weight_shape).astype(dtype)
-    y, dy, dx, dw = naive(x, weight, lambda shape: rng.standard_normal(shape).astype(dtype), *arguments)
-    bias = rng.standard_normal(weight_shape[:1]).astype(dtype)
-    return x, weight, bias, dy, (y + bias.astype(np.float64)[:, None, None], dx, dw)
-
-
-def problem(operation, x, weight, dy, arguments):
-    return conv_choice.Problem(operation, x.shape, weight.shape, dy.shape, *arguments, x.dtype)
-
-
 def join(x, weight, bias, dy, arguments):
     return (
         joined.forward(problem(FORWARD, x, weight, dy, arguments), x, weight, bias),
@@ -52,7 +38,7 @@ def join(x, weight, bias, dy, arguments):
     )
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("block", [1, 2, 100])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_naive_loops(case, block, dtype, monkeypatch):
@@ -61,20 +47,14 @@ def test_matches_naive_loops(case, block, dtype, monkeypatch):
     monkeypatch.setattr(conv_choice, "JOINED_BLOCK_BYTES", block * image)
     monkeypatch.setattr(conv_choice, "JOINED_SUM_BYTES", 3 * weight[:1].size * 4)
     monkeypatch.setattr(conv_choice, "MOST_TURNED", 4)  # filters of some cases, not of others
-    half = 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001  # rounded once
-    rtol, atol = {2: (half, 1e-4), 4: (1e-5, 1e-5), 8: (1e-12, 1e-12)}[x.itemsize]
-    for result, value in zip(join(x, weight, bias, dy, case[2:]), wanted, strict=True):
-        assert result.dtype == dtype and result.flags.c_contiguous
-        np.testing.assert_allclose(result.astype(np.float64), value, rtol, atol)
+    check(join(x, weight, bias, dy, case[2:]), wanted, dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_any_strides(case):
     x, weight, bias, dy, wanted = operands(case, np.float64)
-    reverse = (slice(None, None, -1),) * 4
-    x, weight, dy = (np.asfortranarray(a[reverse])[reverse] for a in (x, weight, dy))
-    for result, value in zip(join(x, weight, bias, dy, case[2:]), wanted, strict=True):
-        np.testing.assert_allclose(result, value, 1e-12, 1e-12)
+    x, weight, dy = strided(x, weight, dy)
+    check(join(x, weight, bias, dy, case[2:]), wanted, np.float64)
 
 
 def test_an_infinite_weight_reaches_only_what_it_saw():

@@ -1,66 +1,46 @@
 """Convolution with few filters, several rows of the output at once."""
 
-import ml_dtypes
 import numpy as np
 import pytest
+from conv_ways import DTYPES, check, operands, problem, strided
 from naive_conv import naive
 
 from adjoint import kernels
 from adjoint.kernels.cpu import conv_choice, rows_at_once
 from adjoint.kernels.cpu.conv_choice import FORWARD, WEIGHT_GRAD
 
-# (x shape, weight shape, padding)
+# (x shape, weight shape, stride, padding, dilation, groups)
 CASES = [
-    ((5, 1, 12, 11), (6, 1, 5, 5), ((0, 0), (0, 0))),
-    ((5, 1, 10, 6), (6, 1, 3, 3), ((0, 0), (0, 0))),
-    ((3, 2, 7, 5), (1, 2, 2, 1), ((0, 0), (0, 0))),
-    ((17, 3, 6, 7), (8, 3, 3, 3), ((1, 1), (1, 1))),
-    ((5, 2, 9, 6), (12, 2, 4, 2), ((3, 0), (0, 2))),
-    ((2, 1, 5, 4), (5, 1, 5, 3), ((0, 2), (1, 0))),
+    ((5, 1, 12, 11), (6, 1, 5, 5), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((5, 1, 10, 6), (6, 1, 3, 3), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((3, 2, 7, 5), (1, 2, 2, 1), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((17, 3, 6, 7), (8, 3, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
+    ((5, 2, 9, 6), (12, 2, 4, 2), (1, 1), ((3, 0), (0, 2)), (1, 1), 1),
+    ((2, 1, 5, 4), (5, 1, 5, 3), (1, 1), ((0, 2), (1, 0)), (1, 1), 1),
 ]
 
 
-def operands(case, dtype):
-    x_shape, weight_shape, padding = case
-    rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal(x_shape).astype(dtype), rng.standard_normal(weight_shape).astype(dtype)
-    arguments = ((1, 1), padding, (1, 1), 1)
-    y, dy, _, dw = naive(x, weight, lambda shape: rng.standard_normal(shape).astype(dtype), *arguments)
-    bias = rng.standard_normal(weight_shape[:1]).astype(dtype)
-    return x, weight, bias, dy, (y + bias.astype(np.float64)[:, None, None], dw)
-
-
-def problem(operation, x, weight, dy, padding):
-    return conv_choice.Problem(operation, x.shape, weight.shape, dy.shape, (1, 1), padding, (1, 1), 1, x.dtype)
-
-
-def both(x, weight, bias, dy, padding):
+def both(x, weight, bias, dy, settings):
     return (
-        rows_at_once.forward(problem(FORWARD, x, weight, dy, padding), x, weight, bias),
-        rows_at_once.weight_grad(problem(WEIGHT_GRAD, x, weight, dy, padding), dy, x),
+        rows_at_once.forward(problem(FORWARD, x, weight, dy, settings), x, weight, bias),
+        rows_at_once.weight_grad(problem(WEIGHT_GRAD, x, weight, dy, settings), dy, x),
     )
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("block", [1, 2, 100])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_naive_loops(case, block, dtype, monkeypatch):
-    x, weight, bias, dy, wanted = operands(case, dtype)
-    monkeypatch.setattr(conv_choice, "ROWS_BLOCK_BYTES", block * problem(FORWARD, x, weight, dy, case[2]).rows_bytes)
-    half = 0.5 * float(ml_dtypes.finfo(dtype).eps) * 1.001  # rounded once
-    rtol, atol = {2: (half, 1e-4), 4: (1e-5, 1e-5), 8: (1e-12, 1e-12)}[x.itemsize]
-    for result, value in zip(both(x, weight, bias, dy, case[2]), wanted, strict=True):
-        assert result.dtype == dtype and result.flags.c_contiguous
-        np.testing.assert_allclose(result.astype(np.float64), value, rtol, atol)
+    x, weight, bias, dy, (y, _, dw) = operands(case, dtype)
+    monkeypatch.setattr(conv_choice, "ROWS_BLOCK_BYTES", block * problem(FORWARD, x, weight, dy, case[2:]).rows_bytes)
+    check(both(x, weight, bias, dy, case[2:]), (y, dw), dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_any_strides(case):
-    x, weight, bias, dy, wanted = operands(case, np.float64)
-    reverse = (slice(None, None, -1),) * 4
-    x, weight, dy = (np.asfortranarray(a[reverse])[reverse] for a in (x, weight, dy))
-    for result, value in zip(both(x, weight, bias, dy, case[2]), wanted, strict=True):
-        np.testing.assert_allclose(result, value, 1e-12, 1e-12)
+    x, weight, bias, dy, (y, _, dw) = operands(case, np.float64)
+    x, weight, dy = strided(x, weight, dy)
+    check(both(x, weight, bias, dy, case[2:]), (y, dw), np.float64)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
