@@ -20,14 +20,19 @@ def operands(
     """x, weight, bias and dy of (x shape, weight shape, *settings), and y, dx and dw of naive loops in float64."""
     x_shape, weight_shape, *settings = case
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal(x_shape).astype(dtype), rng.standard_normal(weight_shape).astype(dtype)
-    y, dy, dx, dw = naive(x, weight, lambda shape: rng.standard_normal(shape).astype(dtype), *settings)
-    bias = rng.standard_normal(weight_shape[:1]).astype(dtype)
+
+    def normal(shape: tuple[int, ...]) -> np.ndarray:
+        return rng.standard_normal(shape).astype(dtype)
+
+    x, weight = normal(x_shape), normal(weight_shape)
+    y, dy, dx, dw = naive(x, weight, normal, *settings)
+    bias = normal(weight_shape[:1])
     return x, weight, bias, dy, [y + bias.astype(np.float64)[:, None, None], dx, dw]
 
 
 def problem(operation: str, x: np.ndarray, weight: np.ndarray, dy: np.ndarray, settings: Sequence[Any]) -> Problem:
-    return Problem(operation, x.shape, weight.shape, dy.shape, *settings, x.dtype)
+    stride, padding, dilation, groups = settings
+    return Problem(operation, x.shape, weight.shape, dy.shape, stride, padding, dilation, groups, x.dtype)
 
 
 def strided(*arrays: np.ndarray) -> list[np.ndarray]:
